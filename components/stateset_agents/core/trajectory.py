@@ -1,0 +1,89 @@
+"""The world of conversations: turns, trajectories, groups.
+
+A `TrajectoryGroup` is the first of the two objects that cross rooms (the other is
+`training.batch.TrainingBatch`). Each assistant turn keeps what was *sampled*, token ids and
+log-probs, because training never makes tokens from text a second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from stateset_agents.inference.engine import FinishReason
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    COMPLETED = "completed"  # the environment said done
+    MAX_TURNS = "max_turns"
+    CONTEXT_FULL = "context_full"  # the next turn would not fit the model's context
+    FAILED = "failed"  # the agent or the environment raised: masked out and counted
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSample:
+    """What one call of the model saw and sampled.
+
+    Attributes:
+        prompt_token_ids: `(P,)`, the context.
+        token_ids: `(T,)`, sampled; the stop token is included if it was sampled.
+        logprobs: `(T,)`, at sampling temperature, natural logarithm.
+        finish_reason: why sampling ended.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(slots=True)
+class ConversationTurn:
+    """One message. `reward` is the turn's own, if a reward function gives any."""
+
+    role: str
+    content: str
+    reward: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    sample: TokenSample | None = None
+
+
+@dataclass(slots=True)
+class MultiTurnTrajectory:
+    """One conversation, played to its end.
+
+    `samples` are in the order in which they were drawn; an agent that calls the model twice in one
+    turn has two. `reward_parts` are the unweighted scores by reward name.
+    """
+
+    trajectory_id: str
+    turns: list[ConversationTurn]
+    episode_reward: float = 0.0
+    trajectory_group_id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    samples: list[TokenSample] = field(default_factory=list)
+    stop_reason: StopReason = StopReason.COMPLETED
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """True when the rollout raised; such a trajectory is never trained on."""
+        return self.stop_reason is StopReason.FAILED
+
+    @property
+    def assistant_turns(self) -> list[ConversationTurn]:
+        """The turns that the policy spoke."""
+        return [turn for turn in self.turns if turn.role == "assistant"]
+
+
+@dataclass(slots=True)
+class TrajectoryGroup:
+    """The trajectories of one scenario, G of them: what a group-relative advantage compares."""
+
+    group_id: str
+    scenario: dict[str, Any]
+    trajectories: list[MultiTurnTrajectory]

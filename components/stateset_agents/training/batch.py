@@ -1,0 +1,47 @@
+"""The world of tensors: what the training step works on.
+
+`TrainingBatch` is the second of the two objects that cross rooms. It is frozen; stages that add
+something return a new one (`dataclasses.replace`).
+
+Notation: B rows, T tokens (the longest row, right-padded).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingBatch:
+    """Rows of token ids with what training needs to know of each token.
+
+    A row is one forward pass: the samples of an episode whose contexts extend each other exactly
+    are merged into one row; where a context was rewritten, a new row starts.
+
+    Attributes:
+        token_ids: `(B, T)` int64, right-padded.
+        row_lengths: `(B,)` int64, tokens before the padding.
+        loss_mask: `(B, T)` bool, True = the policy sampled this token and is trained on it.
+        sampling_logprobs: `(B, T)` float32, as the engine reported them; 0 where not sampled.
+        advantages: `(B, T)` float32, 0 where not sampled.
+        trajectory_index: `(B,)` int64, which trajectory of the step a row belongs to.
+        group_index: `(B,)` int64, which group; rows of one group are contiguous.
+        shared_prefix_lengths: `(B,)` int64, tokens at the start that all rows of the group share.
+        old_logprobs: `(B, T)` float32 or None; None on-policy (the new ones, detached).
+        reference_logprobs: `(B, T)` float32 or None; None when the KL coefficient is 0.
+        temperature: the sampling temperature that every log-prob here is at.
+    """
+
+    token_ids: torch.Tensor
+    row_lengths: torch.Tensor
+    loss_mask: torch.Tensor
+    sampling_logprobs: torch.Tensor
+    advantages: torch.Tensor
+    trajectory_index: torch.Tensor
+    group_index: torch.Tensor
+    shared_prefix_lengths: torch.Tensor
+    old_logprobs: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+    temperature: float = 1.0

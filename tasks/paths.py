@@ -1,0 +1,29 @@
+"""Where the steps read and write, relative to the repository root. `dvc.yaml` says the same, and a
+test holds the two together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+
+# sources, in git
+SCENARIOS = Path("data/scenarios")
+PREFERENCES = Path("data/preferences")
+
+# outputs, DVC's
+BASE_MODEL = Path("data/base_model")
+VALIDATED = Path("data/validated")  # train.jsonl validation.jsonl heldout.jsonl preferences_{train,heldout}.jsonl
+DATA_REPORT = Path("data/reports/data")  # Great Expectations' Data Docs, summary.json
+REWARD_MODEL = Path("data/reward_model")
+REWARD_MODEL_REPORT = Path("data/reports/reward_model")  # metrics.json calibration.json calibration.png
+POLICY = Path("data/policy")
+POLICY_REPORT = Path("data/reports/policy")  # metrics.json steps.jsonl conversations.md
+EVALUATION_REPORT = Path("data/reports/evaluation")  # metrics.json report.html conversations.jsonl by_intent.json
+REGISTRATION = Path("data/registration.json")
+PROMOTION = Path("data/promotion.json")
+
+# not DVC's: DVC deletes `outs` before a run, a checkpoint must outlive that
+STATE = Path(".stateset")
+CHECKPOINTS = STATE / "checkpoints"
+LOCKS = STATE / "locks"
