@@ -1,0 +1,48 @@
+# One verb a chore. `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup setup-dev retrain test lint serve ui clean
+
+help: ## list the verbs
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+# A stamp holds what was installed: setting up a second time is quick, and a changed pin sets up again.
+$(VENV)/.stamp-run: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e ".[pipeline]" -c constraints.txt
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	@touch $@ $(VENV)/.stamp-run
+
+setup: $(VENV)/.stamp-run ## install what the line needs into .venv
+
+setup-dev: $(VENV)/.stamp-dev ## install what the tests need as well
+
+retrain: setup ## run the whole line: data, reward model, policy, evaluation, registration, promotion
+	@$(BIN)/python -m flows.retrain
+
+test: setup-dev ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: setup-dev ## style, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+serve: setup ## answer OpenAI chat requests with the promoted model
+	@$(BIN)/stateset-agents serve
+
+ui: setup ## open the MLflow and Prefect pages
+	@$(BIN)/python -m flows.ui
+
+clean: ## remove what the line made (the set-up and DVC's cache stay)
+	rm -rf .stateset .prefect .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
