@@ -1,0 +1,1 @@
+"""Where the line runs beyond one machine: images, compose, Kubernetes, and what they start."""

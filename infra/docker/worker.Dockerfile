@@ -1,0 +1,29 @@
+# The worker: a checkout with everything the pipeline needs. Build from the repository root.
+FROM python:3.11-slim-bookworm
+
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /srv/stateset-agents
+RUN useradd --create-home --uid 10001 stateset && chown stateset:stateset /srv/stateset-agents
+
+# Dependencies first, so that a change of code does not install them again.
+COPY --chown=stateset:stateset pyproject.toml constraints.txt README.md ./
+COPY --chown=stateset:stateset components ./components
+# An index with CPU or CUDA builds of torch goes in here, if the default is not the one you want.
+ARG PIP_EXTRA_INDEX_URL=""
+RUN pip install --no-cache-dir -c constraints.txt -e ".[pipeline,serve,s3,postgres]"
+
+COPY --chown=stateset:stateset . .
+USER stateset
+
+# The image has no .git: DVC is told so, and the revision comes from the build.
+ARG GIT_REVISION="unknown"
+ENV STATESET_GIT_REVISION=${GIT_REVISION} \
+    DVC_NO_ANALYTICS=1 \
+    PYTHONUNBUFFERED=1
+RUN dvc config --local core.no_scm true
+
+CMD ["infra/start_worker.sh"]

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Start a Prefect worker in a checkout: point DVC at the remote, make the pool, deploy, then work.
+set -euo pipefail
+: "${PREFECT_API_URL:?set PREFECT_API_URL to the Prefect server, such as http://prefect:4200/api}"
+pool="${STATESET_WORK_POOL:-retraining}"
+
+if [ -n "${STATESET_DVC_REMOTE:-}" ]; then
+  dvc remote add --force --local --default storage "$STATESET_DVC_REMOTE"
+  if [ -n "${AWS_ENDPOINT_URL:-}" ]; then
+    dvc remote modify --local storage endpointurl "$AWS_ENDPOINT_URL"
+  fi
+fi
+
+# The server may still be starting: ask for up to a minute before giving up.
+for attempt in $(seq 1 30); do
+  if prefect work-pool inspect "$pool" >/dev/null 2>&1; then break; fi
+  if prefect work-pool create "$pool" --type process >/dev/null 2>&1; then break; fi
+  if [ "$attempt" = 30 ]; then
+    echo "no Prefect server answers at $PREFECT_API_URL" >&2
+    exit 1
+  fi
+  sleep 2
+done
+
+prefect --no-prompt deploy --all
+exec prefect worker start --pool "$pool" --limit 1
