@@ -1,0 +1,162 @@
+"""Read a model and its tokenizer from a folder.
+
+Owns the choice of a number format and the messages for folders that are broken. It downloads
+nothing: a folder is what `tracking.model_sources` left there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stateset_agents.exceptions import ModelSourceError
+from stateset_agents.inference.chat_template import ChatTokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def has_native_bfloat16(device: str = "cpu") -> bool:
+    """True where bfloat16 products are done by the hardware, and are so faster than float32's."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.device(device).type != "cpu":
+        return False
+    abilities = torch.backends.cpu.get_cpu_capability()
+    flags = _processor_flags()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) and abilities != "DEFAULT"
+
+
+def resolve_dtype(dtype: DtypeName | torch.dtype, device: str = "cpu") -> torch.dtype:
+    """The torch dtype of a setting; "auto" is bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        ModelSourceError: a name that is not one of the four.
+    """
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    named = {
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "float32": torch.float32,
+    }
+    if dtype not in named:
+        raise ModelSourceError(
+            f"dtype {dtype!r} is not known; use one of auto, {', '.join(sorted(named))}."
+        )
+    return named[dtype]
+
+
+def load_model(
+    folder: Path | str, dtype: DtypeName | torch.dtype = "auto", device: str = "cpu"
+) -> PreTrainedModel:
+    """Load a causal language model in eval mode, with torch's own attention (sdpa).
+
+    Raises:
+        ModelSourceError: the folder is not there, has no config.json, holds weights that are
+            truncated, missing, in an unsafe format, or do not fit its config.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(folder)
+    _check_folder(folder, "config.json")
+    _check_weights(folder)
+    chosen = resolve_dtype(dtype, device)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=chosen,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a broken folder provokes: attribute it
+        raise ModelSourceError(
+            f"{folder} cannot be loaded as a causal language model: {error}"
+        ) from error
+    model: PreTrainedModel
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelSourceError(
+            f"{folder} lacks {len(missing)} of the weights that its config asks for, first "
+            f"{missing[0]!r}. Fetch the base model again."
+        )
+    return model.to(device).eval()  # type: ignore[no-any-return, arg-type]
+
+
+def load_tokenizer(folder: Path | str) -> ChatTokenizer:
+    """Load the tokenizer, its chat template and the stop tokens of the generation config.
+
+    Raises:
+        ModelSourceError: the folder is not there, or holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = Path(folder)
+    _check_folder(folder)
+    try:
+        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever a broken folder provokes: attribute it
+        raise ModelSourceError(f"{folder} has no tokenizer that can be read: {error}") from error
+    stops: list[int] = []
+    if (folder / "generation_config.json").is_file():
+        named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
+        stops = [] if named is None else named if isinstance(named, list) else [named]
+    return ChatTokenizer(hf, stop_token_ids=stops)
+
+
+def _check_folder(folder: Path, *files: str) -> None:
+    if not folder.is_dir():
+        raise ModelSourceError(
+            f"{folder} is not a folder. Run the fetch_base_model step, or give a model's folder."
+        )
+    for name in files:
+        if not (folder / name).is_file():
+            raise ModelSourceError(
+                f"{folder} has no {name}, so it is not a model's folder. "
+                "Run the fetch_base_model step, or give a model's folder."
+            )
+
+
+def _check_weights(folder: Path) -> None:
+    """Read every weight file's header: a truncated one is named before anything is loaded."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelSourceError(
+            f"{folder} has no *.safetensors file. Weights in other formats are not loaded, because "
+            "unpickling can run code; save the model with safetensors."
+        )
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                weights.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelSourceError(
+                f"{path} is truncated or not a safetensors file ({path.stat().st_size} bytes): "
+                f"{error}. Fetch the base model again."
+            ) from error
+
+
+def _processor_flags() -> set[str]:
+    """The instruction sets that Linux reports; elsewhere none, so "auto" is float32 there."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return set()
+    for line in info.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in {"flags", "Features"}:
+            return set(value.split())
+    return set()
