@@ -78,7 +78,7 @@ def make_tiny_model(
     vocab_size: int = 480,
     max_positions: int = 2048,
 ) -> Path:
-    """Write a float32 Llama (grouped-query attention, tied embeddings) that `from_pretrained` loads.
+    """Write a float32 Llama (grouped-query attention, tied embeddings) for `from_pretrained`.
 
     The weights are random with a standard deviation of 0.1, wide enough that the next-token
     distribution is far from uniform and greedy choices have no ties. The global random state is
