@@ -6,6 +6,7 @@ StateSetError
 ├── ModelSourceError         a base model that cannot be had
 ├── EngineError              generation
 │   └── ContextLengthError   a prompt and its answer do not fit the model's context
+├── RolloutError             every episode of a step failed
 ├── RewardError              a reward function raised, or gave something that is not a reward
 ├── TrainingError            the optimisation
 │   ├── NonFiniteLossError   NaN or infinity, before the optimizer saw it
@@ -57,6 +58,10 @@ class EngineError(StateSetError):
 
 class ContextLengthError(EngineError):
     """A prompt leaves no room in the model's context for the tokens asked for."""
+
+
+class RolloutError(StateSetError):
+    """Every episode of a step failed, so there is nothing to learn from or to compare."""
 
 
 class RewardError(StateSetError):

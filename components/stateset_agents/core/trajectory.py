@@ -7,10 +7,12 @@ log-probs, because training never makes tokens from text a second time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from stateset_agents.exceptions import DataError
 from stateset_agents.inference.engine import FinishReason
 
 
@@ -49,6 +51,41 @@ class ConversationTurn:
     reward: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     sample: TokenSample | None = None
+
+
+# A message as chat templates and the OpenAI protocol have it: {"role": ..., "content": ...}.
+Message = dict[str, str]
+
+
+def to_turn(message: ConversationTurn | Mapping[str, Any] | str, role: str) -> ConversationTurn:
+    """Give a message the form of a turn; a bare string is spoken by `role`.
+
+    Raises:
+        DataError: it is neither a turn, nor a string, nor a mapping with the strings `role` and
+            `content`.
+    """
+    if isinstance(message, ConversationTurn):
+        return message
+    if isinstance(message, str):
+        return ConversationTurn(role=role, content=message)
+    if isinstance(message, Mapping):
+        found = message.get("role"), message.get("content")
+        if isinstance(found[0], str) and isinstance(found[1], str):
+            return ConversationTurn(role=found[0], content=found[1])
+    raise DataError(
+        f"a message is {message!r}; allowed is a ConversationTurn, a string, or a mapping with the "
+        'strings "role" and "content"'
+    )
+
+
+def to_messages(history: Iterable[ConversationTurn | Mapping[str, Any]]) -> list[Message]:
+    """Turn a history into plain messages, which chat templates take.
+
+    Raises:
+        DataError: an entry is not a message.
+    """
+    turns = (to_turn(entry, role="user") for entry in history)
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 @dataclass(slots=True)

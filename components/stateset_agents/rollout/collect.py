@@ -1,0 +1,119 @@
+"""Rollout: all episodes of a step at once.
+
+Owns names and seeds of episodes and how they run side by side. It does not know rewards.
+
+Notation: G trajectories in a group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from stateset_agents.core.agent import Agent
+from stateset_agents.core.environment import Environment, Scenario
+from stateset_agents.core.seeds import derive_seed
+from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.rollout.episode import EpisodePlan, run_episode
+
+# Two rollouts on one engine at a time must not share caches by having the same names.
+_rollout_numbers = itertools.count()
+
+
+async def collect_groups(
+    agent: Agent,
+    environment: Environment,
+    scenarios: Sequence[Scenario | None],
+    *,
+    num_generations: int,
+    seed: int,
+    step: int = 0,
+    on_episode: Callable[[MultiTurnTrajectory], None] | None = None,
+) -> list[TrajectoryGroup]:
+    """Play every scenario `num_generations` times, all episodes side by side.
+
+    An episode's seed is derived from (seed, step, scenario id, how often the scenario came before
+    in `scenarios`, sample): a sample depends neither on the order of scenarios nor on what else is
+    running. None in place of a scenario lets the environment choose one, once for the whole group.
+
+    Args:
+        agent: has been initialized.
+        environment: shared by all episodes.
+        scenarios: one group each; a scenario's "id" names it.
+        num_generations: G, at least 1.
+        seed: of the run.
+        step: of training; part of every seed and name.
+        on_episode: called with each trajectory as it ends, in the order of ending.
+
+    Returns:
+        Groups in the order of `scenarios`, trajectories in the order of their samples.
+
+    Raises:
+        ConfigurationError: `num_generations` is below 1, or an episode found the configuration
+            wrong; every other exception of agent or environment is recorded in its trajectory.
+    """
+    if num_generations < 1:
+        raise ConfigurationError(f"num_generations is {num_generations}; it must be at least 1")
+    rollout_number = next(_rollout_numbers)
+
+    async def play(plan: EpisodePlan) -> MultiTurnTrajectory:
+        trajectory = await run_episode(agent, environment, plan)
+        if on_episode is not None:
+            on_episode(trajectory)
+        return trajectory
+
+    planned: list[tuple[str, Scenario, list[asyncio.Task[MultiTurnTrajectory]]]] = []
+    seen: Counter[str] = Counter()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for index, scenario in enumerate(scenarios):
+                scenario_id = str((scenario or {}).get("id", f"scenario-{index}"))
+                plans = await _plan_group(
+                    environment,
+                    scenario,
+                    name=(step, scenario_id, seen[scenario_id]),
+                    num_generations=num_generations,
+                    seed=seed,
+                    rollout_number=rollout_number,
+                )
+                seen[scenario_id] += 1
+                shown = plans[0].scenario or {"id": scenario_id}
+                running = [tasks.create_task(play(plan)) for plan in plans]
+                planned.append((plans[0].group_id, shown, running))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [
+        TrajectoryGroup(group_id, scenario, [task.result() for task in running])
+        for group_id, scenario, running in planned
+    ]
+
+
+async def _plan_group(
+    environment: Environment,
+    scenario: Scenario | None,
+    *,
+    name: tuple[int, str, int],
+    num_generations: int,
+    seed: int,
+    rollout_number: int,
+) -> list[EpisodePlan]:
+    step, scenario_id, occurrence = name
+    group_id = f"step-{step}/{scenario_id}" + (f"~{occurrence}" if occurrence else "")
+    # A group compares answers to the same start; where the environment chooses, it chooses once.
+    start = await environment.reset() if scenario is None else None
+    return [
+        EpisodePlan(
+            trajectory_id=f"{group_id}/{sample}",
+            group_id=group_id,
+            scenario=start.scenario if start else scenario,
+            seed=derive_seed(seed, step, scenario_id, occurrence, sample),
+            conversation_id=f"rollout-{rollout_number}/{group_id}/{sample}",
+            engine_group_id=f"rollout-{rollout_number}/{group_id}",
+            state=copy.deepcopy(start),
+        )
+        for sample in range(num_generations)
+    ]
