@@ -23,7 +23,7 @@ from itertools import chain, zip_longest
 
 from stateset_agents.evaluation.results import PolicyResult
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _OVERLAP_ORDER = 4
 
 Ngram = tuple[str, ...]
@@ -92,7 +92,8 @@ Conversations = Sequence[tuple[str, Sequence[Sequence[str]]]]
 
 def identical_answers(conversations: Conversations) -> float:
     """Share of answers whose words also are an answer in another scenario. `conversations` are
-    (scenario id, answers as words). The same answer with another seed is not counted."""
+    (scenario id, answers as words). The same answer with another seed is not counted.
+    """
     said_in: dict[Ngram, set[str]] = defaultdict(set)
     said = [(scenario, tuple(answer)) for scenario, answers in conversations for answer in answers]
     for scenario, answer in said:

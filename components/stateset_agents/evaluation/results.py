@@ -78,7 +78,8 @@ class EvaluatedConversation:
 
     def measures(self) -> dict[str, float]:
         """Every number that is compared in pairs: `reward`, its parts by name, `answer_tokens`
-        (per assistant turn), `truncated` (share) and, where measured, `fluency`."""
+        (per assistant turn), `truncated` (share) and, where measured, `fluency`.
+        """
         turns = max(1, len(self.trajectory.assistant_turns))
         values = {"reward": float(self.trajectory.episode_reward)}
         values |= {name: float(value) for name, value in self.trajectory.reward_parts.items()}
@@ -120,6 +121,7 @@ class PolicyResult:
     @property
     def milliseconds_per_turn(self) -> float:
         """Wall time of playing divided by assistant turns: the cost of a turn at full batch, not
-        the time that a single user waits. 0 where nothing was said."""
+        the time that a single user waits. 0 where nothing was said.
+        """
         turns = sum(len(one.trajectory.assistant_turns) for one in self.scored)
         return 1000.0 * self.seconds / turns if turns else 0.0
