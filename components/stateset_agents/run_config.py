@@ -1,0 +1,171 @@
+"""Every parameter of the line in one object, read from `params.yaml`.
+
+Owns how a YAML file becomes settings and how its problems are told. What a section means is its
+room's business. Imports no torch, transformers or mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from stateset_agents.evaluation.config import EvaluationConfig
+from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.settings import Problem, Settings, find_problems
+from stateset_agents.training.config import TrainingConfig
+
+Key = tuple[str | int, ...]
+
+
+class RunConfig(Settings):
+    """One section a step or a concern; a section that is left out has its defaults."""
+
+    train: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How the policy is trained."""
+    evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    """How policies are compared on held-out scenarios."""
+
+
+def load(path: Path | str) -> RunConfig:
+    """Read a YAML file of settings.
+
+    Numbers are read as YAML 1.2 has them (`3e-4` is a number, as DVC reads it too); a value of
+    the wrong type is refused, not converted.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not YAML, or holds unknown or repeated
+            keys or wrong values. Every problem is a line: file, line, key, found, allowed.
+    """
+    path = Path(path)
+    root = _compose(path)
+    lines = dict(_key_lines(root))
+    problems = [
+        _line(path, lines, Problem(key, f"this key is there twice, first in line {first}"), line)
+        for key, first, line in _repeated_keys(root)
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+    values = _construct(path, root)
+    try:
+        return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigurationError(
+            [_line(path, lines, problem) for problem in find_problems(error, RunConfig)]
+        ) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose floats are those of version 1.2: an exponent needs neither a dot nor a sign."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+.0123456789"),
+)
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path}: no such file; give the path of a params.yaml, "
+            "or write one with `stateset-agents init --path params.yaml`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
+    if root is None:
+        return yaml.MappingNode("tag:yaml.org,2002:map", [])
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigurationError(
+            f"{path}: found {'a list' if isinstance(root, yaml.SequenceNode) else 'one value'}, "
+            f"allowed: sections ({', '.join(RunConfig.model_fields)}) with `key: value` lines"
+        )
+    return root
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else str(problem)
+
+
+def _construct(path: Path, root: yaml.Node) -> Any:
+    loader = _Loader("")
+    try:
+        values = loader.construct_document(root)
+    except (yaml.YAMLError, ValueError) as error:
+        problem = _yaml_problem(error) if isinstance(error, yaml.YAMLError) else error
+        raise ConfigurationError(f"{path}: not valid YAML: {problem}") from error
+    finally:
+        loader.dispose()
+    unreadable = [
+        f"{path}: {'.'.join(map(str, key))}: found {value}, allowed: a finite number"
+        for key, value in _leaves(values)
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if unreadable:
+        raise ConfigurationError(unreadable)
+    return values
+
+
+def _leaves(value: Any, prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves(child, (*prefix, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _leaves(child, (*prefix, index))
+    else:
+        yield prefix, value
+
+
+def _children(node: yaml.Node) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
+    """Key, the node that says where it stands, the node of its value."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            yield str(key_node.value), key_node, value
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield index, value, value
+
+
+def _key_lines(node: yaml.Node, prefix: Key = ()) -> Iterator[tuple[Key, int]]:
+    for key, place, value in _children(node):
+        yield (*prefix, key), place.start_mark.line + 1
+        yield from _key_lines(value, (*prefix, key))
+
+
+def _repeated_keys(node: yaml.Node, prefix: Key = ()) -> Iterator[tuple[Key, int, int]]:
+    seen: dict[str | int, int] = {}
+    for key, place, value in _children(node):
+        line = place.start_mark.line + 1
+        if key in seen:
+            yield (*prefix, key), seen[key], line
+        seen.setdefault(key, line)
+        yield from _repeated_keys(value, (*prefix, key))
+
+
+def _line(path: Path, lines: dict[Key, int], problem: Problem, line: int | None = None) -> str:
+    location = problem.location
+    while line is None and location:
+        line = lines.get(location)
+        location = location[:-1]
+    where = f"{path}, line {line}" if line else str(path)
+    return f"{where}: {problem}"
