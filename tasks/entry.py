@@ -1,0 +1,105 @@
+"""What every step does before and after its work: `python -m tasks.<step>`.
+
+Owns the process: settings from params.yaml, logging, telemetry off, an error as a message and an
+exit code, and the end of a step whose DVC died. What a step does is in its own file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from stateset_agents import run_config
+from stateset_agents.exceptions import StateSetError
+from stateset_agents.run_config import RunConfig
+from tasks import paths
+
+# Nobody asked for any of it, and without a network each of them waits or logs errors.
+TELEMETRY_OFF = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ash", "ksh")
+
+
+def main(run: Callable[[RunConfig], None]) -> None:
+    """Run one step in this process and exit: 0, or 1 after the message of a `StateSetError`.
+
+    Any other exception keeps its traceback, because it is a defect and not a wrong input.
+    """
+    turn_telemetry_off()
+    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").strip())
+    parser.add_argument("--params", type=Path, default=paths.PARAMS, help="default: %(default)s")
+    arguments = parser.parse_args()
+    set_up_logging()
+    if "DVC_STAGE" in os.environ:
+        end_with_parent()
+    try:
+        run(run_config.load(arguments.params))
+    except StateSetError as error:
+        print_error(error)
+        sys.exit(1)
+
+
+def turn_telemetry_off() -> None:
+    """Set what each tool reads, unless the environment says otherwise."""
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
+
+
+def set_up_logging() -> None:
+    """Warnings of everybody, information of this project; all of it with STATESET_DEBUG=1."""
+    debug = os.environ.get("STATESET_DEBUG") == "1"
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(message)s" if not debug else "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for name in ("stateset_agents", "tasks", "flows"):
+        logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def print_error(error: Exception) -> None:
+    """The message alone, on standard error."""
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.flush()
+
+
+def end_with_parent(interval_seconds: float = 0.5) -> None:
+    """End this process soon after the process that started it is gone.
+
+    A killed DVC leaves its step running, and the step would go on writing what the next start
+    writes too. What is watched is the parent, and where that is a shell, the shell's parent also.
+    """
+    watched = _ancestry()
+
+    def watch() -> None:
+        while _ancestry() == watched:
+            time.sleep(interval_seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def _ancestry() -> tuple[int, int | None]:
+    """The parent's process id, and the grandparent's where the parent is a shell."""
+    parent = os.getppid()
+    try:
+        # "pid (name) state ppid ...": the name may hold spaces and brackets
+        name, _, rest = Path(f"/proc/{parent}/stat").read_text().partition(" (")[2].rpartition(") ")
+    except OSError:
+        return parent, None
+    return parent, int(rest.split()[1]) if name in _SHELLS else None
