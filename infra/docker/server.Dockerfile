@@ -10,7 +10,7 @@ COPY --chown=stateset:stateset components ./components
 ARG PIP_EXTRA_INDEX_URL=""
 RUN pip install --no-cache-dir -c constraints.txt ".[pipeline,serve,s3,postgres]"
 
-USER stateset
+USER 10001
 ENV PYTHONUNBUFFERED=1
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \

@@ -17,7 +17,7 @@ ARG PIP_EXTRA_INDEX_URL=""
 RUN pip install --no-cache-dir -c constraints.txt -e ".[pipeline,serve,s3,postgres]"
 
 COPY --chown=stateset:stateset . .
-USER stateset
+USER 10001
 
 # The image has no .git: DVC is told so, and the revision comes from the build.
 ARG GIT_REVISION="unknown"

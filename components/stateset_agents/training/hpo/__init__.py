@@ -1,0 +1,1 @@
+"""Hyperparameter search: where studies are kept. The search itself builds on this."""

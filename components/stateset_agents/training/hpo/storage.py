@@ -1,0 +1,49 @@
+"""Where a study is kept: a journal file by default, a database by URL.
+
+One setting decides. A journal file serves the processes of one machine (several processes that
+create one SQLite study at once crash; a journal does not); PostgreSQL serves many machines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stateset_agents.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+
+def open_storage(address: str) -> BaseStorage:
+    """Open the storage that `address` names.
+
+    Args:
+        address: a file path (a journal, made if it is missing) or `postgresql://...`, with any
+            SQLAlchemy driver.
+
+    Raises:
+        ConfigurationError: another kind of URL, or a database that does not answer.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        path = Path(address)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    if not scheme.startswith("postgresql"):
+        raise ConfigurationError(
+            f"study storage {address!r}: {scheme}:// is not supported; give a file path (one "
+            "machine) or postgresql://USER@HOST:PORT/DATABASE (many)"
+        )
+    try:
+        return RDBStorage(address, engine_kwargs={"connect_args": {"connect_timeout": 10}})
+    except Exception as error:
+        # SQLAlchemy's errors differ by driver; whatever it was, the address is what to look at.
+        shown = address.split("@")[-1]
+        raise ConfigurationError(
+            f"study storage postgresql://...@{shown} cannot be opened: {error}; start the "
+            "database, or give a file path to keep studies on this machine"
+        ) from error
