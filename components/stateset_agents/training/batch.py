@@ -8,7 +8,7 @@ Notation: B rows, T tokens (the longest row, right-padded).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -26,6 +26,8 @@ class TrainingBatch:
         loss_mask: `(B, T)` bool, True = the policy sampled this token and is trained on it.
         sampling_logprobs: `(B, T)` float32, as the engine reported them; 0 where not sampled.
         advantages: `(B, T)` float32, 0 where not sampled.
+        loss_weights: `(B, T)` float32, how much each token's loss counts in the sum over the whole
+            step, 0 where not sampled; micro-batches add up to the step because of it.
         trajectory_index: `(B,)` int64, which trajectory of the step a row belongs to.
         group_index: `(B,)` int64, which group; rows of one group are contiguous.
         shared_prefix_lengths: `(B,)` int64, tokens at the start that all rows of the group share.
@@ -39,9 +41,29 @@ class TrainingBatch:
     loss_mask: torch.Tensor
     sampling_logprobs: torch.Tensor
     advantages: torch.Tensor
+    loss_weights: torch.Tensor
     trajectory_index: torch.Tensor
     group_index: torch.Tensor
     shared_prefix_lengths: torch.Tensor
     old_logprobs: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
     temperature: float = 1.0
+
+    def select(self, rows: torch.Tensor) -> TrainingBatch:
+        """The rows `(b,)` int64 in that order, cut to the longest of them."""
+        width = int(self.row_lengths[rows].max()) if len(rows) else 0
+        changed = {
+            field.name: value[rows, :width] if value.dim() == 2 else value[rows]
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> TrainingBatch:
+        """The same batch on another device."""
+        changed = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **changed)

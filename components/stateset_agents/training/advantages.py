@@ -1,0 +1,72 @@
+"""How much better than expected each conversation was.
+
+Owns the step from rewards to advantages. It does not know tokens, nor where rewards come from.
+
+Notation: N trajectories of the step.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from stateset_agents.exceptions import TrainingError
+from stateset_agents.training.config import AdvantageBaseline
+
+# Keeps a group with nearly equal rewards from exploding; the value that TRL uses.
+STD_EPSILON = 1e-4
+
+
+def trajectory_advantages(
+    rewards: torch.Tensor,
+    group_index: torch.Tensor,
+    *,
+    baseline: AdvantageBaseline = "group",
+    scale: bool = True,
+) -> torch.Tensor:
+    """Advantages `(N,)` float64 of rewards `(N,)`, group `group_index[n]` each.
+
+    `group`: (r - mean of its group) / (std of its group + 1e-4), Shao et al. 2024
+    (arXiv:2402.03300), equation 3's outcome form; without `scale` it is Dr. GRPO's, Liu et al. 2025
+    (arXiv:2503.20783). `batch`: mean and std of the whole step. `none`: the reward itself, divided
+    by the step's std if `scale`. Standard deviations are the unbiased ones. Where everything that
+    is compared is equal (or alone), the advantage is exactly 0: nothing can be learned from it.
+
+    Raises:
+        TrainingError: a reward is NaN or infinite.
+    """
+    rewards = rewards.to(torch.float64)
+    if not bool(torch.isfinite(rewards).all()):
+        bad = [index for index, reward in enumerate(rewards.tolist()) if not _finite(reward)]
+        raise TrainingError(
+            f"rewards of the trajectories {bad} of this step are NaN or infinite: a reward "
+            "function must return finite numbers; leave a conversation out by letting it fail"
+        )
+    pools = (
+        [group_index == group for group in group_index.unique().tolist()]
+        if baseline == "group"
+        else [torch.ones_like(rewards, dtype=torch.bool)]
+    )
+    advantages = torch.zeros_like(rewards)
+    for pool in pools:
+        advantages[pool] = _within(rewards[pool], subtract=baseline != "none", scale=scale)
+    return advantages
+
+
+def groups_without_spread(rewards: torch.Tensor, group_index: torch.Tensor) -> int:
+    """How many groups have equal rewards throughout, and so teach nothing."""
+    return sum(
+        bool(rewards[group_index == group].max() == rewards[group_index == group].min())
+        for group in group_index.unique().tolist()
+    )
+
+
+def _within(rewards: torch.Tensor, *, subtract: bool, scale: bool) -> torch.Tensor:
+    equal = len(rewards) < 2 or bool(rewards.max() == rewards.min())
+    if subtract and equal:
+        return torch.zeros_like(rewards)
+    advantages = rewards - rewards.mean() if subtract else rewards
+    return advantages / (rewards.std() + STD_EPSILON) if scale and not equal else advantages
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

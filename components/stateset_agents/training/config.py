@@ -1,0 +1,180 @@
+"""The settings of policy training: `train` in `params.yaml`, `TrainingConfig` in the Python API.
+
+Owns every number that the optimisation reads, and the check that they can work together. It does
+not know torch (loading a configuration stays cheap) nor what an algorithm computes; an algorithm's
+vetted defaults stand in `algorithms.py` and fill what is None here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import AliasChoices, Field, model_validator
+
+from stateset_agents.settings import Settings
+
+Algorithm = Literal["grpo", "gspo"]
+AdvantageBaseline = Literal["group", "batch", "none"]
+LossAggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
+KLEstimator = Literal["k1", "k2", "k3"]
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
+
+# They say when to look and to save, not what is computed: a run may be resumed with others.
+SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
+    {"save_steps", "save_total_limit", "logging_steps", "kl_sample_rows"}
+)
+
+
+class TrainingConfig(Settings):
+    """How a policy is trained.
+
+    An episode is one scenario visited: a group of `num_generations` conversations. One optimizer
+    step takes `per_device_train_batch_size * gradient_accumulation_steps` groups; the loss is
+    normalised over all of them, so how the product is shared out changes memory, not the result.
+    """
+
+    algorithm: Algorithm = "grpo"
+    """`grpo` (token-level ratios) or `gspo` (one ratio per conversation)."""
+    seed: int = Field(default=0, ge=0)
+    """Decides adapter initialisation, the order of scenarios and every sample."""
+
+    num_episodes: int = Field(default=1000, ge=1)
+    """Scenarios visited in one epoch; a shorter list of scenarios is gone through again."""
+    num_epochs: int = Field(default=1, ge=1)
+    """Times that `num_episodes` scenarios are visited."""
+    per_device_train_batch_size: int = Field(default=1, ge=1)
+    """Groups that are played at the same time on one device."""
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    """Times `per_device_train_batch_size` groups before one optimizer step."""
+    num_generations: int = Field(default=16, ge=2)
+    """Conversations per scenario: the group G that an advantage compares. At least 2."""
+    num_iterations: int = Field(default=1, ge=1)
+    """Optimizer steps on one batch of conversations; above 1 the later ones are off-policy."""
+
+    learning_rate: float = Field(default=5e-6, gt=0)
+    """Peak learning rate. LoRA usually wants ten to a hundred times that of full weights."""
+    lr_schedule: LearningRateSchedule = "constant"
+    """What follows the warm-up: stay, or fall to 0 along a line or half a cosine."""
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of the optimizer steps in which the learning rate rises from 0. 0: none."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's mean of gradients."""
+    adam_beta2: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to AdamW's denominator."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay per unit of learning rate. 0: none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm over all parameters is scaled down to this."""
+
+    max_prompt_length: int = Field(default=512, ge=1)
+    """Tokens before the first sampled one. A conversation with a longer opening is left out of
+    training and counted (`rows/prompt_too_long`): cut on the left it would be another prompt."""
+    max_completion_length: int = Field(default=512, ge=1)
+    """Tokens from the first sampled one on, the user's words between answers included. What lies
+    beyond is not trained on and counted (`rows/cut_tokens`). The main limit on memory."""
+
+    advantage_baseline: AdvantageBaseline = "group"
+    """Mean that is taken off a reward: of its group, of the whole step, or none."""
+    scale_advantages: bool = True
+    """Divide by the standard deviation of what the baseline was taken from."""
+    loss_aggregation: LossAggregation | None = None
+    """`sequence_mean`: every conversation counts the same; `token_mean`: every token of the step;
+    `fixed_length`: tokens summed, divided by conversations x `max_completion_length`. None: the
+    algorithm's own."""
+    clip_range_left: float | None = Field(default=None, gt=0, lt=1)
+    """Lower clip: ratios below 1 - this do not push further down. None: the algorithm's own."""
+    clip_range_right: float | None = Field(default=None, gt=0)
+    """Upper clip: ratios above 1 + this do not push further up. None: the algorithm's own."""
+    kl_coefficient: float = Field(
+        default=0.0, ge=0, validation_alias=AliasChoices("kl_coefficient", "beta", "kl_penalty")
+    )
+    """Weight of the KL divergence to the reference policy in the loss (`beta`, `kl_penalty`).
+    0: no reference pass but for the small sample that the metrics show."""
+    kl_estimator: KLEstimator = "k3"
+    """How the divergence is estimated from one sample; `losses.kl_divergence` has the formulas."""
+    kl_sample_rows: int = Field(default=2, ge=0)
+    """Rows per step on which KL is measured when its weight is 0. 0: not measured, and full
+    training keeps no frozen copy of the base model."""
+    importance_sampling_cap: float | None = Field(default=2.0, gt=0)
+    """Cap of the weight that corrects for the engine's log-probs differing from training's
+    (truncated importance sampling). None: no correction."""
+
+    bf16: bool = True
+    """Compute in bfloat16; what the optimizer changes stays float32. False: all in float32."""
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens, padding included, that go through the model at once; a longer row goes alone.
+    Changes memory and speed, not the gradient."""
+    share_prefix: bool = True
+    """Forward what the conversations of a group begin with once. Changes speed, not the result."""
+
+    use_lora: bool = False
+    """Train a low-rank adapter instead of all weights."""
+    lora_r: int = Field(default=16, ge=1)
+    """The adapter's rank."""
+    lora_alpha: float = Field(default=32, gt=0)
+    """The adapter's update is scaled by lora_alpha / lora_r."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input during the update; the policy that samples has none."""
+    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the layers to adapt (`["q_proj", "v_proj"]`), or every linear layer but the head."""
+
+    save_steps: int = Field(default=100, ge=0)
+    """Optimizer batches between checkpoints. 0: only at the end."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints that are kept."""
+    logging_steps: int = Field(default=10, ge=1)
+    """Batches between two entries in the metric logger; the last one is always logged."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        problems = []
+        if self.lora_dropout and not self.use_lora:
+            problems.append(
+                f"lora_dropout={self.lora_dropout} has no effect with use_lora=False: "
+                "set use_lora=True or lora_dropout=0"
+            )
+        if self.lora_target_modules != "all-linear" and not self.lora_target_modules:
+            problems.append(
+                'lora_target_modules=[] adapts nothing: name layers, or give "all-linear"'
+            )
+        if self.groups_per_step > self.num_episodes:
+            problems.append(
+                f"one optimizer step takes {self.groups_per_step} scenarios "
+                f"(per_device_train_batch_size={self.per_device_train_batch_size} x "
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps}) but "
+                f"num_episodes={self.num_episodes}: raise num_episodes or lower one of the factors"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def groups_per_step(self) -> int:
+        """Scenarios in one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of conversations in the whole run; a last one that would be smaller is left
+        out, since its advantages would weigh more."""
+        return self.num_episodes * self.num_epochs // self.groups_per_step
+
+    @property
+    def beta(self) -> float:
+        """The guide's name for `kl_coefficient`."""
+        return self.kl_coefficient
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self.kl_coefficient = value
+
+    @property
+    def kl_penalty(self) -> float:
+        """The guide's other name for `kl_coefficient`."""
+        return self.kl_coefficient
+
+    @kl_penalty.setter
+    def kl_penalty(self, value: float) -> None:
+        self.kl_coefficient = value

@@ -1,0 +1,137 @@
+"""Log-probs of what was sampled, recomputed by the policy that is trained.
+
+Owns the forward pass of the update. Two things make it cheap: what the conversations of a group
+begin with goes through the model once, and logits are computed only where `loss_mask` is True, in
+chunks, never `(B, T, V)`.
+
+Notation: B rows, T tokens, P tokens of shared prefix, N sampled tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from stateset_agents.training.batch import TrainingBatch
+from stateset_agents.training.policy import Policy
+
+# Logits of one chunk in float32 fit a processor's outer cache or are a small part of a GPU's memory.
+CHUNK_BYTES = 2**26
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenLogprobs:
+    """Per-token results `(B, T)`, 0 where `loss_mask` is False.
+
+    Attributes:
+        logprobs: differentiable in the policy's trainable parameters, natural logarithm, at the
+            batch's temperature.
+        entropy: of the next-token distribution at that temperature, in nats; not differentiable.
+    """
+
+    logprobs: torch.Tensor
+    entropy: torch.Tensor
+
+
+def batch_logprobs(policy: Policy, batch: TrainingBatch, *, share_prefix: bool) -> TokenLogprobs:
+    """Log-probs of a (micro-)batch's sampled tokens.
+
+    With `share_prefix` all rows must be of one group; the prefix is forwarded once and its keys and
+    values, gradients included, serve every row.
+    """
+    prefix = int(batch.shared_prefix_lengths.min()) if share_prefix else 0
+    hidden = _hidden_states(policy, batch.token_ids, prefix)
+    # the state at t - 1 predicts token t; a prefix never reaches the last token before a sampled one
+    sampled = batch.loss_mask[:, prefix + 1 :]
+    logprobs, entropy = SampledLogprobs.apply(
+        hidden[:, :-1][sampled],
+        policy.head_weight,
+        batch.token_ids[:, prefix + 1 :][sampled],
+        batch.temperature,
+    )
+    return TokenLogprobs(_scatter(logprobs, batch.loss_mask), _scatter(entropy, batch.loss_mask))
+
+
+class SampledLogprobs(torch.autograd.Function):
+    """log softmax(h W^T / temperature)[target] and the entropy, without keeping any logits.
+
+    The gradient in h of one log-prob, (W[target] - softmax W) / temperature, does not depend on the
+    loss, so it is computed while the chunk's logits are there. The head's own gradient, which only
+    full training needs, has to compute the logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        temperature: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden` (N, D), `weight` (V, D), `targets` (N,) to two (N,) in float32 or wider."""
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        keep_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if keep_gradient else None
+        for part in _chunks(len(hidden), weight.shape[0]):
+            logits = torch.nn.functional.linear(hidden[part], weight).to(wide).div_(temperature)
+            chosen = logits.gather(1, targets[part, None]).squeeze(1)
+            log_normaliser = logits.logsumexp(dim=1)
+            logprobs[part] = chosen - log_normaliser
+            probabilities = logits.sub(log_normaliser[:, None]).exp_()
+            entropy[part] = log_normaliser - torch.linalg.vecdot(probabilities, logits)
+            if gradient is not None:
+                mean = probabilities.to(weight.dtype) @ weight
+                gradient[part] = (weight[targets[part]] - mean) / temperature
+        ctx.temperature = temperature
+        ctx.save_for_backward(hidden, weight, targets, gradient)
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad: torch.Tensor, _entropy: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of `hidden` and, where asked for, `weight`."""
+        hidden, weight, targets, gradient = ctx.saved_tensors
+        grad_hidden = None if gradient is None else (gradient * grad[:, None]).to(hidden.dtype)
+        if not ctx.needs_input_grad[1]:
+            return grad_hidden, None, None, None
+        grad_weight = torch.zeros_like(weight, dtype=grad.dtype)
+        for part in _chunks(len(hidden), weight.shape[0]):
+            logits = torch.nn.functional.linear(hidden[part], weight).to(grad.dtype)
+            slope = logits.div_(ctx.temperature).softmax(dim=1).neg_()
+            slope[torch.arange(len(slope)), targets[part]] += 1
+            slope *= grad[part, None] / ctx.temperature
+            grad_weight += (slope.to(weight.dtype).t() @ hidden[part]).to(grad.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None
+
+
+def _hidden_states(policy: Policy, token_ids: torch.Tensor, prefix: int) -> torch.Tensor:
+    """`(B, T - P, D)` of the tokens after the prefix. Rows are padded on the right and attention is
+    causal, so padding reaches no other token and needs no mask."""
+    if prefix == 0:
+        plain: torch.Tensor = policy.backbone(input_ids=token_ids, use_cache=False)[0]
+        return plain
+    cache = DynamicCache(config=policy.model.config)
+    policy.backbone(input_ids=token_ids[:1, :prefix], past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(token_ids))
+    shared: torch.Tensor = policy.backbone(
+        input_ids=token_ids[:, prefix:], past_key_values=cache, use_cache=True
+    )[0]
+    return shared
+
+
+def _scatter(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """`(N,)` to `(B, T)`, 0 elsewhere."""
+    spread = torch.zeros(loss_mask.shape, dtype=values.dtype, device=values.device)
+    return spread.masked_scatter(loss_mask, values)
+
+
+def _chunks(count: int, vocabulary: int) -> list[slice]:
+    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
