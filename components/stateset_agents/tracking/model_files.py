@@ -101,7 +101,8 @@ def safetensors_header(path: Path, *, source: str) -> dict[str, Any]:
 
 def cast_model_folder(folder: Path, dtype: str) -> None:
     """Rewrite the floating-point weights of a folder in `dtype`, in place, and say so in its
-    config. The folder must be ours alone (`fetch_model` calls this on its temporary one)."""
+    config. The folder must be ours alone (`fetch_model` calls this on its temporary one).
+    """
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
