@@ -1,5 +1,7 @@
-"""Where the steps read and write, relative to the repository root. `dvc.yaml` says the same, and a
-test holds the two together."""
+"""Where the steps read and write, relative to the repository root.
+
+`dvc.yaml` says the same, and a test holds the two together.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,17 @@ PREFERENCES = Path("data/preferences")
 
 # outputs, DVC's
 BASE_MODEL = Path("data/base_model")
-VALIDATED = Path("data/validated")  # train.jsonl validation.jsonl heldout.jsonl preferences_{train,heldout}.jsonl
+# train.jsonl validation.jsonl heldout.jsonl preferences_{train,heldout}.jsonl
+VALIDATED = Path("data/validated")
 DATA_REPORT = Path("data/reports/data")  # Great Expectations' Data Docs, summary.json
 REWARD_MODEL = Path("data/reward_model")
-REWARD_MODEL_REPORT = Path("data/reports/reward_model")  # metrics.json calibration.json calibration.png
+# metrics.json calibration.json calibration.png
+REWARD_MODEL_REPORT = Path("data/reports/reward_model")
 POLICY = Path("data/policy")
 POLICY_REPORT = Path("data/reports/policy")  # metrics.json steps.jsonl conversations.md
-EVALUATION_REPORT = Path("data/reports/evaluation")  # metrics.json report.html conversations.jsonl by_intent.json
+# metrics.json comparison.json conversations.jsonl report.html by_intent.json
+# reward_distribution.csv
+EVALUATION_REPORT = Path("data/reports/evaluation")
 REGISTRATION = Path("data/registration.json")
 PROMOTION = Path("data/promotion.json")
 
@@ -27,3 +33,4 @@ PROMOTION = Path("data/promotion.json")
 STATE = Path(".stateset")
 CHECKPOINTS = STATE / "checkpoints"
 LOCKS = STATE / "locks"
+STEP_HISTORY = STATE / "steps.jsonl"  # a line for each step that really ran
