@@ -1,1 +1,1 @@
-"""rewards"""
+"""Rewards of a domain and rewards that need a model; the shared ones are in `core.reward`."""

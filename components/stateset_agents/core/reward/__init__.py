@@ -1,0 +1,29 @@
+"""Reward functions: the base class, composition, and the rewards that every domain shares.
+
+The front door of this package: how a finished conversation becomes a number. It does not know
+rollouts nor training. Rewards of a domain, or that need a model, are in room `rewards`.
+"""
+
+from stateset_agents.core.reward.base import (
+    RewardFunction,
+    RewardResult,
+    Scorable,
+    reward_function,
+)
+from stateset_agents.core.reward.composite import CompositeReward
+from stateset_agents.core.reward.conciseness import ConcisenessReward
+from stateset_agents.core.reward.helpfulness import HelpfulnessReward
+from stateset_agents.core.reward.safety import SafetyReward
+from stateset_agents.core.reward.task_completion import TaskCompletionReward
+
+__all__ = [
+    "CompositeReward",
+    "ConcisenessReward",
+    "HelpfulnessReward",
+    "RewardFunction",
+    "RewardResult",
+    "SafetyReward",
+    "Scorable",
+    "TaskCompletionReward",
+    "reward_function",
+]

@@ -1,0 +1,131 @@
+"""The base of all rewards, and the decorator that makes one from a function."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stateset_agents.core.trajectory import ConversationTurn
+from stateset_agents.exceptions import ConfigurationError, RewardError, StateSetError
+
+
+@dataclass(slots=True)
+class RewardResult:
+    """A score in [0, 1] unless the reward's docstring says otherwise.
+
+    `breakdown` maps names to numbers, `turn_scores` has one value per assistant turn if the reward
+    can tell turns apart.
+    """
+
+    score: float
+    breakdown: dict[str, float] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    turn_scores: list[float] | None = None
+
+
+# A conversation to score: its turns, and what is known about it. Keys of the context that this
+# package sets: "scenario" (the whole scenario as a dict), "rubric" (core.rubric.Rubric or None),
+# "truncated" (list[bool], one per assistant turn: the answer hit max_new_tokens),
+# "group" (list of the other conversations' turns in the same group, may be absent).
+Scorable = tuple[Sequence[ConversationTurn], dict[str, Any]]
+
+RewardCallable = Callable[..., "RewardResult | float | Awaitable[RewardResult | float]"]
+
+
+class RewardFunction(ABC):
+    """Base of all rewards. Subclass it and write `compute_reward`.
+
+    Args:
+        weight: what a `CompositeReward` multiplies its score with; 0 or more, finite.
+        name: its key in a composite's breakdown; the class name by default.
+
+    Raises:
+        ConfigurationError: the weight is negative or not finite.
+    """
+
+    def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
+        self.name = name or type(self).__name__
+        if not math.isfinite(weight) or weight < 0:
+            raise ConfigurationError(
+                f"reward {self.name!r} has weight {weight}; give a finite number of 0 or more"
+            )
+        self.weight = weight
+
+    @abstractmethod
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> RewardResult | float:
+        """Score one conversation."""
+
+    async def compute_rewards(self, conversations: Sequence[Scorable]) -> list[RewardResult]:
+        """Score many, one by one; override where a batch is cheaper.
+
+        Raises:
+            RewardError: this reward raised, or gave something that is not a finite number. It is
+                named, with the position of the conversation.
+        """
+        results = []
+        for position, (turns, context) in enumerate(conversations):
+            where = f"conversation {position + 1} of {len(conversations)}"
+            try:
+                given = await self.compute_reward(turns, context)
+            except StateSetError:
+                raise
+            except Exception as error:
+                raise RewardError(
+                    f"reward {self.name!r} raised {type(error).__name__} on {where}: {error}"
+                ) from error
+            results.append(self._checked(given, where))
+        return results
+
+    def _checked(self, given: object, where: str) -> RewardResult:
+        result = given if isinstance(given, RewardResult) else None
+        if isinstance(given, int | float):  # a bool is an int, and a fair 0 or 1
+            result = RewardResult(score=float(given))
+        if result is None or not math.isfinite(result.score):
+            raise RewardError(
+                f"reward {self.name!r} gave {given!r} for {where}; "
+                "return a finite number or a RewardResult with a finite score"
+            )
+        return result
+
+
+class FunctionReward(RewardFunction):
+    """A plain function as a reward; `reward_function` makes it."""
+
+    def __init__(self, function: RewardCallable, weight: float, name: str) -> None:
+        super().__init__(weight=weight, name=name)
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> RewardResult | float:
+        """Call the function, and wait for it if it is asynchronous."""
+        given = self._function(turns, context=context)
+        return await given if inspect.isawaitable(given) else given
+
+
+def reward_function(
+    weight: float = 1.0, name: str | None = None
+) -> Callable[[RewardCallable], FunctionReward]:
+    """Make a reward from a function `(turns, context=None)`, synchronous or asynchronous.
+
+    The function returns a number or a `RewardResult`. `name` is the function's own by default.
+    """
+    if callable(weight):
+        raise ConfigurationError(
+            "reward_function was used without parentheses; write @reward_function() or "
+            "@reward_function(weight=0.5)"
+        )
+
+    def wrap(function: RewardCallable) -> FunctionReward:
+        return FunctionReward(
+            function, weight, name or str(getattr(function, "__name__", "reward"))
+        )
+
+    return wrap

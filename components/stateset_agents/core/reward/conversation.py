@@ -1,0 +1,91 @@
+"""What the rewards read from a conversation: assistant turns in their places, the rubric, the
+policy text. Owns the reading of a reward's `context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from stateset_agents.core.rubric import Rubric
+from stateset_agents.core.sentences import Sentence, split_sentences
+from stateset_agents.core.trajectory import ConversationTurn
+from stateset_agents.exceptions import RewardError
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One assistant turn in its place.
+
+    `user_text` is what the user said since the turn before, `earlier` the assistant's own earlier
+    answers in order. `broken_off` is True when the model's token limit cut it, or when it does not
+    end like a sentence.
+    """
+
+    text: str
+    user_text: str
+    earlier: tuple[str, ...]
+    broken_off: bool
+
+    @property
+    def sentences(self) -> tuple[Sentence, ...]:
+        """All of them, well formed or not."""
+        return split_sentences(self.text)
+
+    @property
+    def plain_sentences(self) -> list[Sentence]:
+        """The well-formed, finished ones."""
+        return [sentence for sentence in self.sentences if not sentence.fault]
+
+
+def answers_of(turns: Sequence[ConversationTurn], context: dict[str, Any] | None) -> list[Answer]:
+    """The assistant turns of a conversation, each with what it answers."""
+    truncated = list((context or {}).get("truncated") or ())
+    answers: list[Answer] = []
+    user_parts: list[str] = []
+    for turn in turns:
+        if turn.role == "user":
+            user_parts.append(turn.content)
+        elif turn.role == "assistant":
+            sentences = split_sentences(turn.content)
+            cut = len(answers) < len(truncated) and truncated[len(answers)]
+            answers.append(
+                Answer(
+                    text=turn.content,
+                    user_text="\n".join(user_parts),
+                    earlier=tuple(answer.text for answer in answers),
+                    broken_off=bool(cut) or not sentences or not sentences[-1].ending,
+                )
+            )
+            user_parts = []
+    return answers
+
+
+def policy_text(turns: Sequence[ConversationTurn], context: dict[str, Any] | None) -> str:
+    """What the assistant was told: system messages, else the scenario's `context`."""
+    system = "\n".join(turn.content for turn in turns if turn.role == "system")
+    return system or str(((context or {}).get("scenario") or {}).get("context") or "")
+
+
+def rubric_of(context: dict[str, Any] | None) -> Rubric | None:
+    """The rubric under "rubric", else the one in the scenario, else None.
+
+    Raises:
+        RewardError: what is there is no rubric; the scenario and the problems are named.
+    """
+    context = context or {}
+    given = context.get("rubric")
+    scenario = context.get("scenario") or {}
+    if given is None:
+        given = scenario.get("rubric")
+    if given is None or isinstance(given, Rubric):
+        return given
+    try:
+        return Rubric.model_validate(given if isinstance(given, dict) else {"items": given})
+    except ValidationError as error:
+        raise RewardError(
+            f"the rubric of scenario {scenario.get('id', '?')!r} cannot be used: {error}"
+        ) from error

@@ -1,0 +1,124 @@
+"""Does each answer take up what the user said?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from stateset_agents.core.asking import asks
+from stateset_agents.core.reward.base import RewardFunction, RewardResult
+from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text
+from stateset_agents.core.sentences import (
+    Sentence,
+    content_words,
+    is_content_word,
+    ngrams,
+    normalised_words,
+    singular,
+)
+from stateset_agents.core.trajectory import ConversationTurn
+
+_NEW_WORDS_PER_SENTENCE = 4
+_ENOUGH_WORDS = 10
+
+_EVASIVE = re.compile(
+    r" (?:as an ai|i am (?:just |only )?(?:an ai|a language model|a chatbot|not sure|unable to)|"
+    r"i do not (?:know|have (?:access|the ability|any information))|"
+    r"i (?:cannot|am not able to) (?:help|assist|answer|provide)|"
+    r"(?:contact|reach out to|call|ask) (?:our |the |your )?(?:customer (?:service|support|care)|"
+    r"support(?: team)?|seller|retailer)|"
+    r"(?:please )?(?:try again|check back) later|it (?:really )?depend(?:s)?) "
+)
+_COURTESY = (
+    "thank help happy glad assist question concern inquiry welcome today feel free hesitate reach "
+    "understand sorry inconvenience issue problem matter provide information know let like good "
+    "great hear sure"
+)
+_EMPTY = frozenset(_COURTESY.split())
+_ACTION = re.compile(
+    r" (?:you (?:can|could|will|may|should|need)|(?:we|i) (?:will|can|could|have|offer|accept|send|"
+    r"cannot|do not)|it (?:will|takes|costs|can|arrives|is)|please|once|if you) "
+)
+
+
+class HelpfulnessReward(RewardFunction):
+    """The mean over assistant turns of how far the answer takes up what the user just said.
+
+    For each turn, over its well-formed sentences only (so fragments and word lists earn nothing):
+
+        0.35 * address    content words and numbers of the user's turn that come back; 3 suffice
+      + 0.35 * substance  content words that are not courtesy ("happy to help"); 10 suffice, those of
+                          the policy text and of the user's turn count full, other words half
+      + 0.30 * direction  0.5 each for a statement of what happens or can be done, and for a
+                          question or request that moves on; a statement alone suffices for 0.7
+
+    times (1 - echo), the share of the answer's word triples that are the user's own, once it is
+    above a fifth, and times 0.4 if the answer evades ("I don't know", "as an AI", "contact customer
+    service", which a support agent says of itself). A sentence yields four new words at most.
+    Fooled by: fluent sentences that use the right words and say something false; that is for the
+    rubric and the learned reward to see. An answer to "thanks, bye" scores low by its nature; so
+    compare scores within a scenario only.
+    """
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> RewardResult:
+        """Score one conversation; one without an assistant turn gets 0."""
+        policy = content_words(policy_text(turns, context)) - _EMPTY
+        parts = [_parts(answer, policy) for answer in answers_of(turns, context)]
+        scores = [_turn_score(part) for part in parts]
+        count = len(scores) or 1
+        names = ("address", "substance", "direction", "echo", "evasive")
+        return RewardResult(
+            score=sum(scores) / count,
+            breakdown={name: sum(part[name] for part in parts) / count for name in names},
+            turn_scores=scores,
+        )
+
+
+def _turn_score(part: dict[str, float]) -> float:
+    value = 0.35 * part["address"] + 0.35 * part["substance"] + 0.30 * part["direction"]
+    return value * (1 - part["echo"]) * (0.4 if part["evasive"] else 1.0)
+
+
+def _parts(answer: Answer, policy: frozenset[str]) -> dict[str, float]:
+    asked = content_words(answer.user_text) - _EMPTY
+    used: set[str] = set()
+    for sentence in answer.plain_sentences:
+        new = [word for word in dict.fromkeys(_meaning(sentence)) if word not in used | _EMPTY]
+        # the words that matter first, so that the cap does not hide them
+        new.sort(key=lambda word: word not in asked and word not in policy)
+        used.update(new[:_NEW_WORDS_PER_SENTENCE])
+    weighed = sum(1.0 if word in asked or word in policy else 0.5 for word in used)
+    return {
+        "address": min(1.0, len(used & asked) / max(1, min(3, len(asked)))) if asked else 1.0,
+        "substance": min(1.0, weighed / _ENOUGH_WORDS),
+        "direction": _direction(answer.plain_sentences),
+        "echo": _echo(answer),
+        "evasive": float(any(_EVASIVE.search(_text(one)) for one in answer.sentences)),
+    }
+
+
+def _meaning(sentence: Sentence) -> list[str]:
+    return [singular(word) for word in sentence.words if is_content_word(word)]
+
+
+def _text(sentence: Sentence) -> str:
+    return f" {' '.join(sentence.words)} "
+
+
+def _direction(sentences: Sequence[Sentence]) -> float:
+    states = any(not one.is_question and _ACTION.search(_text(one)) for one in sentences)
+    moves_on = any(asks(one) for one in sentences)
+    return min(1.0, 0.7 * states + 0.5 * moves_on)
+
+
+def _echo(answer: Answer) -> float:
+    """Share of the answer's word triples that the user said, above a fifth, stretched to 0..1."""
+    own = ngrams(normalised_words(answer.text), 3)
+    if not own:
+        return 0.0
+    said = set(ngrams(normalised_words(answer.user_text), 3))
+    share = sum(gram in said for gram in own) / len(own)
+    return max(0.0, (share - 0.2) / 0.8)

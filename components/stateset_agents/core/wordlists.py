@@ -1,0 +1,96 @@
+"""Closed lists of English words that `sentences.py` and the rewards read.
+
+Owns data only. All words are in the normalised form: lower case, contractions expanded.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NUMBER_WORDS: dict[str, int] = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14,
+    "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
+}  # fmt: skip
+TENS: dict[str, int] = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90,
+}  # fmt: skip
+
+FUNCTION_WORDS: frozenset[str] = _words(
+    "a an the this that these those some any no each every all both either neither much many more "
+    "most few little other another such own same i me my mine myself we us our ours ourselves you "
+    "your yours yourself he him his she her hers it its itself they them their theirs who whom "
+    "whose which what when where why how and or but nor so yet if because as until while although "
+    "though since unless whether than then of at by for with about against between into through "
+    "during before after above below to from up down in out on off over under again once here "
+    "there within without upon via am is are was were be been being have has had having do does "
+    "did doing done will would shall should can could may might must cannot not only just too very "
+    "also even still already please yes let however instead per 1"
+)
+
+NEGATORS: frozenset[str] = _words(
+    "not cannot never no nobody none nothing neither nor unable impossible"
+)
+
+# Where a negator does not deny what follows: the match's words are left out of the negators.
+NOT_REALLY_NEGATED: re.Pattern[str] = re.compile(
+    r"(?<= )(?:not only|no problem|no worry|no worries|not worry|not hesitate|not forget|no doubt|"
+    r"no matter|never mind|not a problem|no trouble|no reason|not mind|or not|if not|why not|"
+    r"no (?:later|longer|more) than|not (?:later|longer|more) than)(?= )"
+)
+
+# A new clause begins at these words ...
+CLAUSE_OPENERS: frozenset[str] = _words(
+    "but however although though because so unless whereas while yet otherwise"
+)
+# ... and at a comma, "and" or "or" that is followed by one of these.
+CLAUSE_SUBJECTS: frozenset[str] = _words(
+    "i we you it they he she this that there please then just can could would may what which "
+    "will your our once"
+)
+
+DOUBLING_IS_FINE: frozenset[str] = frozenset({"that", "had"})
+
+ABBREVIATIONS_NEVER_LAST: frozenset[str] = _words("e.g i.e mr mrs ms dr vs approx nr est incl excl")
+ABBREVIATIONS_BEFORE_CAPITAL: frozenset[str] = _words(
+    "etc a.m p.m inc ltd co u.s u.k min max st dept tel"
+)
+
+# Words that are verbs wherever they stand (auxiliaries, and verbs that are hardly used as nouns).
+VERBS: frozenset[str] = _words(
+    "am is are was were be been being have has had do does did will would shall should can could "
+    "may might must cannot accept add advise agree allow apologise apologize appear apply approve "
+    "arrange arrive ask assist assure attach avoid become begin belong bring build buy came cancel "
+    "charge check choose clear click close collect come compare complete confirm connect consider "
+    "contact contain continue correct cost cover create decide deduct deliver depend describe did "
+    "dispatch do download drop earn enable ensure enter escalate exceed exchange expect expire "
+    "explain fill find fix follow forward found gave get give go got grant guess handle happen "
+    "hear help hold hope include inform insert install investigate involve issue join keep know "
+    "last lead learn leave left let listen locate look lose lost made make mean meet mention miss "
+    "need notice notify occur offer open own paid pass pay pick press prevent print proceed "
+    "process protect prove provide put raise reach read receive recommend reduce refer reflect "
+    "refuse reinstall release remain remember remind remove repair replace reply report request "
+    "require resend reset resolve respond restart resubmit review run said save say see seem "
+    "select sell send sent serve set share show sign solve sort speak spend start state stay stop "
+    "submit suggest support switch take talk tell thank think took track transfer try turn "
+    "understand unlock update upgrade upload use verify visit wait want warn wear weigh went wish "
+    "wonder work worry write"
+)
+
+# Words that are verbs only behind a subject, an auxiliary or "to", or as an imperative.
+VERB_OR_NOUN: frozenset[str] = _words(
+    "account address answer bill book call change claim complain contest credit damage delay email "
+    "estimate experience fit label like log login mail match message note order pack package "
+    "payment phone place post price promise question record refund reject return sale ship stock "
+    "store swap test text ticket value view void"
+)
+VERB_CUES: frozenset[str] = _words(
+    "i we you they it he she to will would can could cannot may might must should shall not please "
+    "do does did let us and then simply just first now always never also who that"
+)
