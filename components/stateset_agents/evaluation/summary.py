@@ -311,7 +311,5 @@ def _conversation_row(name: PolicyName, one: EvaluatedConversation) -> dict[str,
             {"kind": item.kind, "description": item.description, "met": item.met}
             for item in one.rubric
         ],
-        "messages": [
-            {"role": turn.role, "content": turn.content} for turn in one.trajectory.turns
-        ],
+        "messages": [{"role": turn.role, "content": turn.content} for turn in one.trajectory.turns],
     }
