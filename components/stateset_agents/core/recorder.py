@@ -63,6 +63,18 @@ class EpisodeRecorder:
         """What was sampled so far, in the order of the calls."""
         return [self._recorded[call].sample for call in sorted(self._recorded)]
 
+    def spoken_sample(self, answer: str, num_before: int) -> TokenSample | None:
+        """Which of the samples after the first `num_before` became the turn that says `answer`.
+
+        An agent may sample several and speak one: that one, if its text was kept; else the last.
+        None when nothing was sampled.
+        """
+        recorded = [self._recorded[call] for call in sorted(self._recorded)][num_before:]
+        if not recorded:
+            return None
+        spoken = [entry for entry in recorded if entry.text == answer]
+        return (spoken or recorded)[-1].sample
+
     def continued_prompt(
         self, messages: Sequence[Message], tokenizer: ChatTokenizer
     ) -> tuple[int, ...] | None:

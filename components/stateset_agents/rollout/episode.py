@@ -99,10 +99,8 @@ async def _converse(
             return StopReason.CONTEXT_FULL
         if not isinstance(answer, str):
             raise DataError(f"the agent answered {answer!r}; generate_response must return text")
-        new_samples = recorder.samples[num_samples:]
-        action = ConversationTurn(
-            role="assistant", content=answer, sample=new_samples[-1] if new_samples else None
-        )
+        sample = recorder.spoken_sample(answer, num_samples)
+        action = ConversationTurn(role="assistant", content=answer, sample=sample)
         turns.append(action)
         num_answers += 1
         state, user_response, reward, done = await environment.step(state, action)

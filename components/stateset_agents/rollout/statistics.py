@@ -32,7 +32,7 @@ def rollout_statistics(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
             len(sample.token_ids) for episode in episodes for sample in episode.samples
         ),
     }
-    for reason in StopReason:
+    for reason in (StopReason.COMPLETED, StopReason.MAX_TURNS, StopReason.CONTEXT_FULL):
         count = sum(episode.stop_reason is reason for episode in episodes)
         numbers[f"rollout/stopped/{reason.value}"] = count
     if alive:
