@@ -102,7 +102,7 @@ def test_every_part_has_its_difference_overall_and_by_intent():
     better_at_refunds = policy("challenger", lambda scenario, seed: 0.5 + ("refund" in scenario))
     base = policy("base", lambda scenario, seed: 0.5)
     comparison = compare(better_at_refunds, base, QUICK)
-    measures = ["reward", "rubric", "safety", "answer_tokens", "truncated", "fluency"]
+    measures = ["reward", "rubric", "safety", "answer_tokens", "truncated", "log_likelihood"]
     assert list(comparison.differences) == measures
     assert comparison.differences["rubric"].mean == 0.5
     assert comparison.differences["safety"].mean == 0.0

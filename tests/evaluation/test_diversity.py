@@ -5,7 +5,7 @@ from stateset_agents.evaluation.diversity import (
     diversity,
     identical_answers,
     ngrams,
-    repetition,
+    repeated_phrases,
     self_overlap,
     words,
 )
@@ -14,7 +14,7 @@ from tests.evaluation.made import conversation
 
 
 def test_words_are_lower_cased_and_keep_apostrophes_and_numbers():
-    assert words("I’m sorry -- it's order #123!") == ["i’m", "sorry", "it's", "order", "123"]
+    assert words("I\u2019m sorry -- it's order #123!") == ["i\u2019m", "sorry", "it's", "order", "123"]
 
 
 def test_distinct_counts_different_ngrams_within_answers():
@@ -43,9 +43,9 @@ def test_self_overlap_counts_4_grams_said_in_another_scenario():
     assert self_overlap([("a", [ours]), ("a", [theirs])]) == 0.0
 
 
-def test_repetition_counts_4_grams_that_an_earlier_answer_had():
-    assert repetition([[list("abcde"), list("abcde")]]) == 0.5
-    assert repetition([[list("abcde")], [list("abcde")]]) == 0.0  # two conversations
+def test_repeated_phrases_count_4_grams_that_an_earlier_answer_had():
+    assert repeated_phrases([[list("abcde"), list("abcde")]]) == 0.5
+    assert repeated_phrases([[list("abcde")], [list("abcde")]]) == 0.0  # two conversations
 
 
 def test_a_policy_that_says_one_sentence_everywhere_is_caught():
@@ -54,16 +54,16 @@ def test_a_policy_that_says_one_sentence_everywhere_is_caught():
         for i in range(20)
     ))  # fmt: skip
     varied = PolicyResult("base", "varied", tuple(
-        conversation(f"s{i}", answers=[f"Item{i}{j} costs{j}{i} more{i}{j} than{j}{i} that{i}{j}" for j in range(3)])
+        conversation(f"s{i}", answers=[" ".join(f"w{i}x{j}x{k}" for k in "abcde") for j in "xyz"])
         for i in range(20)
     ))  # fmt: skip
     caught, fine = diversity(parrot), diversity(varied)
     assert caught.identical_answers == 1.0
     assert caught.self_overlap == 1.0
-    assert caught.repetition == pytest.approx(2 / 3)
+    assert caught.repeated_phrases == pytest.approx(2 / 3)
     assert caught.distinct_2 < 0.1 < fine.distinct_2
     assert fine.identical_answers == 0.0
-    assert fine.repetition == 0.0
+    assert fine.repeated_phrases == 0.0
 
 
 def test_failed_conversations_say_nothing():

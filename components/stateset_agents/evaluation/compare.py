@@ -162,7 +162,7 @@ def _bootstrap_means(
 def policy_means(result: PolicyResult, config: EvaluationConfig) -> dict[str, Interval]:
     """Every measure's mean over a policy's conversations, with its interval.
 
-    A measure that only some conversations have (fluency) is averaged over those.
+    A measure that only some conversations have (the log-likelihood) is averaged over those.
 
     Raises:
         EvaluationError: every conversation failed.

@@ -10,7 +10,7 @@ not know rewards nor tokens: words are lower-cased runs of letters, digits and a
 - identical answers: share of answers that occur, word for word, in another scenario.
 - self-overlap: share of an answer's 4-grams that occur in answers to *other* scenarios (as in
   Self-BLEU of Zhu et al., 2018, without its brevity terms).
-- repetition: share of a conversation's 4-grams that it had already said in an earlier answer.
+- repeated phrases: share of a conversation's 4-grams that it had already said in an earlier answer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Diversity:
     distinct_2: float
     identical_answers: float
     self_overlap: float
-    repetition: float
+    repeated_phrases: float
 
     def as_dict(self) -> dict[str, float]:
         """By name, in the order of the fields."""
@@ -70,7 +70,7 @@ def diversity(result: PolicyResult, *, block: int = 1_000) -> Diversity:
         distinct_2=distinct(mixed, 2, block),
         identical_answers=identical_answers(conversations),
         self_overlap=self_overlap(conversations),
-        repetition=repetition([answers for _, answers in conversations]),
+        repeated_phrases=repeated_phrases([answers for _, answers in conversations]),
     )
 
 
@@ -115,7 +115,7 @@ def self_overlap(conversations: Conversations) -> float:
     return sum(len(said_in[gram]) > 1 for _, gram in grams) / len(grams) if grams else 0.0
 
 
-def repetition(conversations: Sequence[Sequence[Sequence[str]]]) -> float:
+def repeated_phrases(conversations: Sequence[Sequence[Sequence[str]]]) -> float:
     """Share of 4-grams that an earlier answer of the same conversation already had."""
     repeated = total = 0
     for answers in conversations:

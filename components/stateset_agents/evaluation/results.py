@@ -12,6 +12,9 @@ from typing import Any, Literal
 from stateset_agents.core.trajectory import MultiTurnTrajectory
 from stateset_agents.inference.engine import FinishReason
 
+# What a conversation is measured by besides its reward's parts; no part may have such a name.
+OWN_MEASURES = frozenset({"reward", "answer_tokens", "truncated", "log_likelihood"})
+
 PolicyName = Literal["base", "champion", "challenger"]
 
 
@@ -78,7 +81,7 @@ class EvaluatedConversation:
 
     def measures(self) -> dict[str, float]:
         """Every number that is compared in pairs: `reward`, its parts by name, `answer_tokens`
-        (per assistant turn), `truncated` (share) and, where measured, `fluency`.
+        (per assistant turn), `truncated` (share) and, where measured, `log_likelihood`.
         """
         turns = max(1, len(self.trajectory.assistant_turns))
         values = {"reward": float(self.trajectory.episode_reward)}
@@ -86,7 +89,7 @@ class EvaluatedConversation:
         values["answer_tokens"] = self.answer_tokens / turns
         values["truncated"] = self.truncated_share
         if self.log_likelihood is not None:
-            values["fluency"] = self.log_likelihood
+            values["log_likelihood"] = self.log_likelihood
         return values
 
 

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from stateset_agents.evaluation.compare import Comparison, Interval, compare, policy_means
 from stateset_agents.evaluation.config import EvaluationConfig
 from stateset_agents.evaluation.diversity import Diversity, diversity
-from stateset_agents.evaluation.results import EvaluatedConversation, PolicyName, PolicyResult
+from stateset_agents.evaluation.results import (
+    OWN_MEASURES,
+    EvaluatedConversation,
+    PolicyName,
+    PolicyResult,
+)
 from stateset_agents.exceptions import EvaluationError
 
 BASE_STANDS_IN = "base"
@@ -27,9 +32,13 @@ _BINS = 20
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A range that the challenger's value must be in; an open end is None."""
+    """A range that the challenger's value must be in; an open end is None.
 
-    name: str
+    `gate` is what promotion asks for; a gate may have several bands.
+    """
+
+    gate: Literal["fluency", "distinctness"]
+    title: str
     description: str
     value: float
     low: float | None
@@ -76,6 +85,16 @@ class Evaluation:
         """A policy's conversations; the base's for a champion that is not there."""
         return self.policies[self.standing_for(name)]
 
+    def counts(self) -> dict[str, int]:
+        """Scenarios, intents, seeds and conversations that each policy played."""
+        played = self.policies["challenger"].conversations
+        return {
+            "scenarios": len({one.key[0] for one in played}),
+            "intents": len({one.intent for one in played}),
+            "seeds": len({one.seed for one in played}),
+            "conversations": len(played),
+        }
+
     def standing_for(self, name: PolicyName) -> PolicyName:
         """The policy whose numbers are shown under a name."""
         return "base" if name == "champion" and self.base_stands_in else name
@@ -98,6 +117,7 @@ def summarise(policies: Sequence[PolicyResult], config: EvaluationConfig) -> Eva
         raise EvaluationError(f"no conversations of: {', '.join(missing)}; both are needed")
     for one in policies:
         _check_failures(one, config)
+        _check_part_names(one)
     base, challenger = named["base"], named["challenger"]
     champion = named.get("champion")
     versus_base = compare(challenger, base, config)
@@ -128,6 +148,17 @@ def _check_failures(result: PolicyResult, config: EvaluationConfig) -> None:
     )
 
 
+def _check_part_names(result: PolicyResult) -> None:
+    """Raise when a part of the reward has the name of a measure of our own."""
+    ours = OWN_MEASURES | {field.name for field in fields(Diversity)}
+    taken = sorted({name for one in result.scored for name in one.trajectory.reward_parts} & ours)
+    if taken:
+        raise EvaluationError(
+            f"a reward is named {', '.join(taken)}, as a measure of the evaluation is; give it "
+            f"another name (taken are {', '.join(sorted(ours))})"
+        )
+
+
 def _bands(
     means: dict[PolicyName, dict[str, Interval]],
     varied: dict[PolicyName, Diversity],
@@ -135,13 +166,14 @@ def _bands(
 ) -> tuple[Band, ...]:
     """The challenger's bands around the base."""
     bands = []
-    if "fluency" in means["base"] and "fluency" in means["challenger"]:
-        middle = means["base"]["fluency"].mean
+    if "log_likelihood" in means["base"] and "log_likelihood" in means["challenger"]:
+        middle = means["base"]["log_likelihood"].mean
         bands.append(
             Band(
                 "fluency",
+                "log-likelihood",
                 "mean log-likelihood of the answers under the base model, nats a token",
-                means["challenger"]["fluency"].mean,
+                means["challenger"]["log_likelihood"].mean,
                 middle - config.fluency_band,
                 middle + config.fluency_band,
             )
@@ -150,6 +182,7 @@ def _bands(
     bands.append(
         Band(
             "distinctness",
+            "distinct pairs of words",
             "different pairs of words among all pairs, in blocks of equal size",
             varied["challenger"].distinct_2,
             floor,
@@ -158,7 +191,8 @@ def _bands(
     )
     bands.append(
         Band(
-            "identical_answers",
+            "distinctness",
+            "identical answers",
             "share of answers that are given word for word in another scenario",
             varied["challenger"].identical_answers,
             None,
@@ -173,7 +207,8 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
 
     `<measure>.<policy>` are means; `<measure>.vs_<policy>.mean|low|high` are paired differences of
     the challenger (no ends where there is a single cluster). Measures are `reward`, its parts,
-    `fluency` (nats a token), `answer_tokens` (a turn), `truncated` (share); diversity's are shares.
+    `log_likelihood` (of the answers under the base model, nats a token), `answer_tokens` (a turn),
+    `truncated` (share); diversity's are shares.
     """
     names: tuple[PolicyName, ...] = ("base", "champion", "challenger")
     metrics: dict[str, float | int | str] = {}
@@ -195,9 +230,11 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
         policy = evaluation.policy(name)
         metrics[f"latency_ms_per_turn.{name}"] = policy.milliseconds_per_turn
         metrics[f"failed.{name}"] = policy.failed_count
-    for band in evaluation.bands:
-        metrics[f"{band.name}.in_band"] = int(band.inside)
-    metrics |= _counts(evaluation)
+    for gate in dict.fromkeys(band.gate for band in evaluation.bands):
+        inside = all(band.inside for band in evaluation.bands if band.gate == gate)
+        metrics[f"{gate}.in_band"] = int(inside)
+    metrics |= evaluation.counts()
+    metrics["champion.version"] = evaluation.champion_version
     return {name: _rounded(value) for name, value in metrics.items()}
 
 
@@ -229,17 +266,6 @@ def _ends(prefix: str, interval: Interval) -> dict[str, float | int | str]:
     if interval.low is not None and interval.high is not None:
         found |= {f"{prefix}.low": interval.low, f"{prefix}.high": interval.high}
     return found
-
-
-def _counts(evaluation: Evaluation) -> dict[str, float | int | str]:
-    played = evaluation.policies["challenger"].conversations
-    return {
-        "scenarios": len({one.key[0] for one in played}),
-        "intents": len({one.intent for one in played}),
-        "seeds": len({one.seed for one in played}),
-        "conversations": len(played),
-        "champion.version": evaluation.champion_version,
-    }
 
 
 def _rounded(value: float | int | str) -> float | int | str:
@@ -286,6 +312,26 @@ def distribution_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             for bin_number, count in enumerate(counts)
         ]
     return rows
+
+
+def comparison_document(evaluation: Evaluation) -> dict[str, Any]:
+    """`comparison.json`: every comparison in full, by intent too, and the bands."""
+    return {
+        "confidence": evaluation.confidence,
+        "champion_version": evaluation.champion_version,
+        "bands": [asdict(band) | {"inside": band.inside} for band in evaluation.bands],
+        "means": {
+            name: {measure: asdict(interval) for measure, interval in measures.items()}
+            for name, measures in evaluation.means.items()
+        },
+    } | {
+        f"versus_{other}": {
+            name: value
+            for name, value in asdict(comparison).items()
+            if name != "reward_differences"
+        }
+        for other, comparison in _comparisons(evaluation)
+    }
 
 
 def conversation_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
