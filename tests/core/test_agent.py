@@ -185,7 +185,8 @@ async def test_a_call_aside_does_not_break_the_thread_of_the_conversation() -> N
             await super().generate_response([{"role": "user", "content": f"Judge: {draft}"}])
             return draft
 
-    agent = await stub_agent(DraftsFirst)
+    # Cut in half, so that rendering the draft anew would give other tokens.
+    agent = await stub_agent(DraftsFirst, responses=["Cafés are fine."], max_new_tokens=4)
     recorder = EpisodeRecorder("c", seed=0)
     with recording(recorder):
         answer = await agent.generate_response([HELLO])

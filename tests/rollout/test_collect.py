@@ -197,6 +197,20 @@ async def test_the_guides_environment_plays_and_chooses_one_task_for_a_group() -
             assert (last.content, last.metadata["environment_reward"]) == ("Yes.", 1.0)
 
 
+async def test_an_environment_that_changes_its_state_in_place_does_not_mix_a_groups_episodes() -> (
+    None
+):
+    class InPlace(Guides):
+        async def step(self, state: EnvironmentState, action: Any) -> Any:
+            state.conversation_history += [action, {"role": "user", "content": "And?"}]
+            return state, "And?", 0.0, len(state.conversation_history) >= 4
+
+    agent = MultiTurnAgent(CONFIG.model_copy(update={"system_prompt": "Be kind."}), StubEngine())
+    groups = await collect_groups(agent, InPlace(["task"]), [None], num_generations=3, seed=1)
+    for trajectory in groups[0].trajectories:
+        assert [turn.role for turn in trajectory.turns] == ["assistant", "user"] * 2
+
+
 async def test_the_engine_is_told_which_conversations_have_ended() -> None:
     class Counting(MultiTurnAgent):
         def __init__(self, *args: Any, **options: Any) -> None:

@@ -89,6 +89,14 @@ def test_two_answers_to_one_context_are_two_rows() -> None:
     assert [row.token_ids for row in rows] == [(1, 2), (1, 2)]
 
 
+def test_of_two_rows_that_fit_the_longer_is_extended() -> None:
+    rows = trajectory_rows(
+        trajectory(sample((1,), (2,)), sample((1,), (2, 3)), sample((1, 2, 3, 4), (5,)))
+    )
+    assert [row.token_ids for row in rows] == [(1, 2), (1, 2, 3, 4, 5)]
+    assert rows[1].loss_mask == (False, True, True, False, True)
+
+
 def test_a_failed_trajectory_has_no_rows() -> None:
     failed = trajectory(sample((1,), (2,)))
     failed.stop_reason = StopReason.FAILED
