@@ -19,7 +19,7 @@ from pathlib import Path
 from stateset_agents import run_config
 from stateset_agents.exceptions import StateSetError
 from stateset_agents.run_config import RunConfig
-from tasks import paths
+from tasks import history, paths
 
 # Nobody asked for any of it, and without a network each of them waits or logs errors.
 TELEMETRY_OFF = {
@@ -46,11 +46,26 @@ def main(run: Callable[[RunConfig], None]) -> None:
     set_up_logging()
     if "DVC_STAGE" in os.environ:
         end_with_parent()
+    sys.exit(_run_recorded(run, arguments.params))
+
+
+def _run_recorded(run: Callable[[RunConfig], None], params: Path) -> int:
+    step = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
+    started = time.time()
+    code, message = 1, ""
     try:
-        run(run_config.load(arguments.params))
+        run(run_config.load(params))
+        code = 0
     except StateSetError as error:
+        message = str(error)
         print_error(error)
-        sys.exit(1)
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted; start again to go on from where it was"
+        print_error(message)
+    finally:
+        seconds = time.time() - started
+        history.append(Path(), history.StepRecord(step, started, seconds, code, message))
+    return code
 
 
 def turn_telemetry_off() -> None:
@@ -71,7 +86,7 @@ def set_up_logging() -> None:
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
     """The message alone, on standard error."""
     sys.stdout.flush()
     sys.stderr.write(f"error: {error}\n")

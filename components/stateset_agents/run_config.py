@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,47 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from stateset_agents.core.agent import GenerationSettings
 from stateset_agents.evaluation.config import EvaluationConfig
 from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.rewards.config import RewardsConfig
 from stateset_agents.settings import Problem, Settings, find_problems
+from stateset_agents.tracking.config import (
+    BaseModelConfig,
+    PromoteConfig,
+    RegisterConfig,
+    TrackingConfig,
+)
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.reward_model_config import RewardModelConfig
 
 Key = tuple[str | int, ...]
+
+# A section is called `register`, and so is a method of `ABCMeta`, which nobody calls here.
+warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
 
 
 class RunConfig(Settings):
     """One section a step or a concern; a section that is left out has its defaults."""
 
+    base_model: BaseModelConfig = Field(default_factory=BaseModelConfig)
+    """Which model the line starts from."""
+    agent: GenerationSettings = Field(default_factory=GenerationSettings)
+    """How the policy speaks, in training, evaluation and service alike."""
+    rewards: RewardsConfig = Field(default_factory=RewardsConfig)
+    """What a conversation is rewarded for."""
+    reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig)
+    """How the learned reward is trained."""
     train: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the policy is trained."""
     evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig)
     """How policies are compared on held-out scenarios."""
+    register: RegisterConfig = Field(default_factory=RegisterConfig)
+    """How a version is registered."""
+    promote: PromoteConfig = Field(default_factory=PromoteConfig)
+    """When a challenger becomes the champion."""
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    """Where runs and model versions are kept."""
 
 
 def load(path: Path | str) -> RunConfig:

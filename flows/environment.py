@@ -1,0 +1,51 @@
+"""What Prefect must find in the environment before it is imported.
+
+Import this first in a module that imports Prefect. The lasting settings (home, start-up time)
+stand in pyproject.toml under `tool.prefect`; here is what a person's terminal needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from stateset_agents.exceptions import PipelineError
+from tasks import entry
+
+MLFLOW_PORT = 5000
+PREFECT_PORT = 4200
+
+
+def prepare_terminal() -> None:
+    """Leave the terminal to the steps: Prefect's own log still reaches its pages.
+
+    With STATESET_DEBUG=1 it is shown as well.
+    """
+    if os.environ.get("STATESET_DEBUG") != "1":
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def prepare_steps() -> None:
+    """Let the steps find this Python: DVC starts them as `python`, through a shell."""
+    here = str(Path(sys.executable).parent)
+    if here not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([here, os.environ.get("PATH", os.defpath)])
+
+
+def find_repository() -> Path:
+    """The checkout to work in: the nearest folder at or above this one that has a dvc.yaml.
+
+    Raises:
+        PipelineError: there is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").is_file():
+            return folder
+    raise PipelineError(
+        f"{here}: found no dvc.yaml here or in a folder above; start from the project's root"
+    )
+
+
+entry.turn_telemetry_off()

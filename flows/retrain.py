@@ -1,0 +1,128 @@
+"""The flow `retrain`: every step of the line in order, each one a Prefect task.
+
+    python -m flows.retrain [--until STEP] [--force]
+
+A task brings one DVC stage up to date, so the flow and `dvc repro` are the same graph, the same
+cache and the same code, and each finds the other's work done. Prefect's own result cache stays
+off: it would call a step done whose files are gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from flows import environment
+
+if __name__ == "__main__":
+    environment.prepare_terminal()
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows import repository, result
+from flows.repository import StepFailedError, StepOutcome
+from flows.steps import Step, StepName, steps_until
+from stateset_agents.exceptions import StateSetError
+from tasks import entry
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.tasks import Task
+
+
+def _is_worth_a_retry(_task: Task[..., StepOutcome], _run: TaskRun, state: State) -> bool:
+    # Asked only of steps that are not over their retries. What a step found out by itself (wrong
+    # data, a missed floor), or what keeps it from starting, is the same a second time.
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StepFailedError) and not error.by_itself
+
+
+@task(cache_policy=NO_CACHE, retry_condition_fn=_is_worth_a_retry, persist_result=False)
+def run_step(root: Path, step: StepName, force: bool) -> StepOutcome:
+    """Bring one stage up to date."""
+    return repository.reproduce(root, step, force=force)
+
+
+def _as_task(step: Step) -> Task[..., StepOutcome]:
+    return run_step.with_options(
+        name=step.name,
+        task_run_name=step.name,
+        retries=step.retries,
+        retry_delay_seconds=step.retry_delay_seconds,
+        timeout_seconds=step.time_limit_seconds,
+    )
+
+
+@flow(name="retrain", persist_result=False, log_prints=False)
+def retrain(until: StepName = "promote_model", force: bool = False) -> None:
+    """Bring the line up to date.
+
+    Args:
+        until: the last step; what comes after it is left as it is.
+        force: run the steps even where they are up to date.
+
+    Raises:
+        PipelineError: a step failed, or the checkout is in use by another process.
+    """
+    root = environment.find_repository()
+    environment.prepare_steps()
+    steps = steps_until(until)
+    with repository.hold_checkout(root):
+        outcomes = []
+        for number, step in enumerate(steps, start=1):
+            _say(f"[{number}/{len(steps)}] {step.name}")
+            outcome = _as_task(step)(root, step.name, force)
+            done = f"done in {outcome.seconds:.0f} s" if outcome.ran else "up to date"
+            _say(f"[{number}/{len(steps)}] {step.name}: {done}")
+            outcomes.append(outcome)
+        _report(result.read_result(root, outcomes, flow_run.id))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+    get_run_logger().info(line)
+
+
+def _report(found: result.Result) -> None:
+    create_markdown_artifact(result.as_markdown(found), key="retrain-result")
+    if found.mlflow_page:
+        create_link_artifact(found.mlflow_page, link_text="MLflow run", key="mlflow-run")
+    print(result.as_text(found), flush=True)
+
+
+def main() -> int:
+    """Run the flow in this process; the exit code is 0, 1 for an error, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description=retrain.__doc__)
+    names = get_args(StepName)
+    parser.add_argument("--until", choices=names, default=names[-1], help="the last step to run")
+    parser.add_argument("--force", action="store_true", help="run steps that are up to date too")
+    arguments = parser.parse_args()
+    entry.set_up_logging()
+    try:
+        root = environment.find_repository()
+        with repository.hold_checkout(root):
+            repository.require_idle_dvc(root)
+        print("starting Prefect (half a minute the first time)", flush=True)
+        retrain(until=arguments.until, force=arguments.force)
+    except StepFailedError as error:
+        # the step has shown its own message already
+        entry.print_error(
+            f"step {error.step} failed. Mend what it says and start again: "
+            "the steps before it are done and stay done"
+        )
+        return 1
+    except StateSetError as error:
+        entry.print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Which steps really ran, and how each ended: a line a step in `.stateset/steps.jsonl`.
+
+DVC's return value does not tell a step that ran from one whose outputs came out of its cache, and
+knows nothing of why a step failed; this does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tasks import paths
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One run of one step.
+
+    Attributes:
+        step: its name.
+        started: seconds since the epoch.
+        seconds: how long it took.
+        exit_code: 0, or 1 for an error.
+        message: the error that the step found itself; empty when it found none.
+    """
+
+    step: str
+    started: float
+    seconds: float
+    exit_code: int
+    message: str = ""
+
+
+def append(root: Path, record: StepRecord) -> None:
+    """Write one line, in one piece."""
+    path = root / paths.STEP_HISTORY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read(root: Path) -> list[StepRecord]:
+    """All records, oldest first; none when no step ever ran here."""
+    path = root / paths.STEP_HISTORY
+    if not path.is_file():
+        return []
+    return [StepRecord(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+
+
+def last(root: Path, step: str, *, since: float) -> StepRecord | None:
+    """The newest record of a step that started at or after `since`."""
+    found = [record for record in read(root) if record.step == step and record.started >= since]
+    return found[-1] if found else None
