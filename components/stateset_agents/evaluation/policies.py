@@ -6,24 +6,19 @@ fetches the champion from the registry.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stateset_agents.exceptions import ModelSourceError
 from stateset_agents.inference.loading import load_model
+from stateset_agents.tracking.merging import is_adapter, merge_adapter
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
     from stateset_agents.inference.loading import DtypeName
-
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def is_adapter(folder: Path) -> bool:
-    """True when the folder holds a PEFT adapter rather than a whole model."""
-    return (folder / ADAPTER_CONFIG).is_file()
 
 
 def load_policy_model(
@@ -33,11 +28,10 @@ def load_policy_model(
     dtype: DtypeName | torch.dtype = "auto",
     device: str = "cpu",
 ) -> PreTrainedModel:
-    """Load a policy's weights into one plain model; an adapter is merged into the base.
+    """Load a policy's weights as one plain model; an adapter is merged into the base first.
 
-    The base that an adapter's own file names is not used: that path is of the machine that trained
-    it. Merging adds the adapter's product, computed in float32, to the base's weights once, so that
-    generation costs what the base's costs.
+    It is merged as registration merges it, so what is evaluated is what would be served. The base
+    that an adapter's own file names is not used: that path is of the machine that trained it.
 
     Args:
         folder: `adapter_config.json` with `adapter_model.safetensors`, or a whole model.
@@ -46,25 +40,18 @@ def load_policy_model(
         device: where they go.
 
     Raises:
-        ModelSourceError: a folder that is neither, or an adapter that does not fit the base.
+        ModelSourceError: a folder that is neither.
+        RegistryError: an adapter that is not plain LoRA, or does not belong to the base.
     """
-    folder = Path(folder)
+    folder, base_folder = Path(folder), Path(base_folder)
     if not is_adapter(folder):
         return load_model(folder, dtype=dtype, device=device)
-    from peft import PeftModel
-
-    base = load_model(base_folder, dtype=dtype, device=device)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelSourceError(
-            f"{folder} has {ADAPTER_CONFIG} but no adapter_model.safetensors; train the policy "
+            f"{folder} has adapter_config.json but no adapter_model.safetensors; train the policy "
             "again, or fetch the version again"
         )
-    try:
-        merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
-    except Exception as error:  # whatever an adapter of another model provokes: attribute it
-        raise ModelSourceError(
-            f"the adapter in {folder} does not fit the base model in {base_folder}: {error}. Use "
-            "the base model that it was trained on, or train the policy again"
-        ) from error
-    model: PreTrainedModel = merged.eval()
-    return model
+    with tempfile.TemporaryDirectory(prefix="stateset-policy-") as temporary:
+        merged = Path(temporary) / "merged"
+        merge_adapter(folder, base_folder, merged)
+        return load_model(merged, dtype=dtype, device=device)

@@ -92,9 +92,8 @@ async def play(
         RolloutError: every conversation failed.
         RewardError: a reward raised, or is not finite.
     """
-    agent = MultiTurnAgent(
-        AgentConfig(model_name=candidate.title, **settings.model_dump()), engine=candidate.engine
-    )
+    spoken = AgentConfig(**{**settings.model_dump(), "model_name": candidate.title})
+    agent = MultiTurnAgent(spoken, engine=candidate.engine)
     environment = ConversationEnvironment(scenarios, max_turns=config.max_turns)
 
     def ended(_: MultiTurnTrajectory) -> None:

@@ -235,6 +235,7 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
         metrics[f"{gate}.in_band"] = int(inside)
     metrics |= evaluation.counts()
     metrics["champion.version"] = evaluation.champion_version
+    metrics["champion.model_name"] = evaluation.policy("champion").title
     return {name: _rounded(value) for name, value in metrics.items()}
 
 
