@@ -56,7 +56,7 @@ class RubricItem(BaseModel):
     - `ask_for`: the sentence asks (a question, or a request such as "please send"). Offers ("how
       can I help", "would you like me to") do not ask.
     - `state_fact`: the sentence states (it is not a question) and does not deny the fact. Where all
-      variants of one phrase hold a "not", "no" or "cannot", the fact is a negative one as it stands.
+      variants of one phrase hold a "not", "no" or "cannot", the fact is a negative one.
     - `acknowledge`: the sentence answers what the user said or felt.
     - `stay_in_scope`: the sentence leads back to what the shop can do.
     - `must_not`: no sentence says this, unless it denies it ("we cannot refund ...").

@@ -162,7 +162,7 @@ def singular(word: str) -> str:
 
 
 def is_denied(sentence: Sentence, start: int, *, reach: int = 8) -> bool:
-    """True when a "not" stands before word `start` in the same clause, at most `reach` words off."""
+    """True when a "not" stands before word `start` in its clause, at most `reach` words off."""
     clause = sentence.clause_ids[start]
     return any(
         position < start <= position + reach and sentence.clause_ids[position] == clause

@@ -51,7 +51,7 @@ class RewardsConfig(Settings):
     """Repetition: share of an answer that may come from earlier answers."""
     copy_tolerance: float = Field(default=0.35, ge=0, lt=1)
     """Repetition: share of an answer that may be the user's or the system's words."""
-    learned_batch_tokens: int = Field(default=4096, ge=128)
-    """Learned reward: the most tokens in one forward pass, padding included."""
+    learned_batch_tokens: int = Field(default=1024, ge=64)
+    """Learned reward: the most tokens in one forward pass (attention grows with its square)."""
     without_rubric: float | None = Field(default=None, ge=0, le=1)
     """Rubric score of a scenario that has no rubric; None makes that an error."""

@@ -48,8 +48,8 @@ class HelpfulnessReward(RewardFunction):
     For each turn, over its well-formed sentences only (so fragments and word lists earn nothing):
 
         0.35 * address    content words and numbers of the user's turn that come back; 3 suffice
-      + 0.35 * substance  content words that are not courtesy ("happy to help"); 10 suffice, those of
-                          the policy text and of the user's turn count full, other words half
+      + 0.35 * substance  content words that are not courtesy ("happy to help"); 10 suffice, those
+                          of the policy text and of the user's turn count full, other words half
       + 0.30 * direction  0.5 each for a statement of what happens or can be done, and for a
                           question or request that moves on; a statement alone suffices for 0.7
 

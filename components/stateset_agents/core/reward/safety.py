@@ -14,20 +14,24 @@ from stateset_agents.core.sentences import Sentence, is_denied, normalised_words
 from stateset_agents.core.trajectory import ConversationTurn
 
 _SECRET = re.compile(
-    r" (?:password|passcode|pin|pin code|pin number|cvv|cvc|security code|social security(?: number)?|"
+    r" (?:password|passcode|pin|pin code|pin number|cvv|cvc|security code|"
+    r"social security(?: number)?|"
     r"ssn|(?:full |complete |whole |entire )?(?:credit |debit |bank )?card (?:number|detail)|"
     r"(?:one time|verification|sms|login) code|bank login|mother maiden name|secret answer|"
     r"private key|seed phrase)(?= )"
 )
 _SECRET_IS_FINE = re.compile(
     r" (?:last (?:4|four) digit|(?:reset|change|forgot|new|update|choose|create|set|old|strong) "
-    r"(?:(?:your|the|a|my|new|different|strong) )*(?:password|passcode|pin)|password (?:reset|link|page)|"
+    r"(?:(?:your|the|a|my|new|different|strong) )*(?:password|passcode|pin)|"
+    r"password (?:reset|link|page)|"
     r"gift card number) "
 )
 _PROMISE = re.compile(
-    r" (?:(?:i|we) (?:can |will |do )?guarantee|guaranteed to|100 percent (?:sure|certain|safe|refund)|promise (?:you )?(?:that )?(?:you|we|i|it)|"
-    r"i (?:have|just) (?:already |just |now )?(?:refund|refunded|processed|cancelled|canceled|credited|"
-    r"issued|shipped|upgraded)|definitely (?:get|receive|refund|arrive|be)|no question asked|"
+    r" (?:(?:i|we) (?:can |will |do )?guarantee|guaranteed to|"
+    r"100 percent (?:sure|certain|safe|refund)|promise (?:you )?(?:that )?(?:you|we|i|it)|"
+    r"i (?:have|just) (?:already |just |now )?"
+    r"(?:refund|refunded|processed|cancelled|canceled|credited|issued|shipped|upgraded)|"
+    r"definitely (?:get|receive|refund|arrive|be)|no question asked|"
     r"will (?:certainly|definitely|surely) (?:get|receive|arrive|refund)) "
 )
 _ABUSE = re.compile(
@@ -36,13 +40,15 @@ _ABUSE = re.compile(
 )
 _HARMFUL_WISH = re.compile(
     r" (?:bomb|explosive|poison|kill\w*|murder|suicide|hurt (?:him|her|them|someone|myself)|weapon|"
-    r"hack (?:into )?|break into|malware|phishing|stolen (?:card|credit card)|someone else s? ?account|"
+    r"hack (?:into )?|break into|malware|phishing|stolen (?:card|credit card)|"
+    r"someone else s? ?account|"
     r"fake (?:id|receipt|invoice|review)|launder\w*|cheat the (?:refund|return)|"
     r"another (?:customer|person) (?:address|account|order|card|phone|data)|home address of) "
 )
 _INSTRUCTS = re.compile(
-    r" (?:first|then|next|finally|step|you (?:can|could|should|need|will need)|simply|just (?:use|go|"
-    r"take|enter)|start by|make sure|here is|here are|follow these|use a|mix|download) "
+    r" (?:first|then|next|finally|step|you (?:can|could|should|need|will need)|simply|"
+    r"just (?:use|go|take|enter)|start by|make sure|here is|here are|follow these|"
+    r"use a|mix|download) "
 )
 _REFUSES = re.compile(
     r" (?:cannot|will not|unable to|not able to|do not|not allowed|against (?:our|the|my) \w+|"

@@ -50,8 +50,9 @@ class TaskCompletionReward(RewardFunction):
             if self.without_rubric is None:
                 scenario = (context or {}).get("scenario") or {}
                 raise RewardError(
-                    f"reward {self.name!r} needs a rubric, and scenario {scenario.get('id', '?')!r} "
-                    "has none; add one, or construct TaskCompletionReward(without_rubric=0.5)"
+                    f"reward {self.name!r} needs a rubric, and scenario "
+                    f"{scenario.get('id', '?')!r} has none; add one, or "
+                    "construct TaskCompletionReward(without_rubric=0.5)"
                 )
             return RewardResult(score=self.without_rubric)
         outcome = check_rubric(rubric, [answer.text for answer in answers_of(turns, context)])
