@@ -176,7 +176,7 @@ class ChatTokenizer:
 
     def _is_special(self, token: int) -> bool:
         # A token that decoding leaves out is one that no ordinary text contains.
-        return self.hf.decode([token], skip_special_tokens=True) == ""
+        return bool(self.hf.decode([token], skip_special_tokens=True) == "")
 
     @staticmethod
     def _after_answer(text: str) -> str:

@@ -24,7 +24,7 @@ def has_native_bfloat16(device: str = "cpu") -> bool:
     import torch
 
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.device(device).type != "cpu":
         return False
     abilities = torch.backends.cpu.get_cpu_capability()

@@ -38,7 +38,7 @@ class ByteTokenizer:
     vocab_size = 258
 
     def apply_chat_template(
-        self, conversation: Sequence[dict[str, Any]], *, add_generation_prompt: bool, **_: Any
+        self, conversation: Any, *, add_generation_prompt: bool = False, **_: Any
     ) -> str:
         """Render messages as ChatML text."""
         parts = [
@@ -93,9 +93,8 @@ class StubEngine:
         self._responses = tuple(responses) if responses else DEFAULT_RESPONSES
         wrong = [item for item in self._responses if not isinstance(item, str)]
         if isinstance(responses, str) or wrong:
-            raise ConfigurationError(
-                f"stub_responses must be a list of texts; found {(wrong or [responses])[0]!r}."
-            )
+            found = wrong[0] if wrong else responses
+            raise ConfigurationError(f"stub_responses must be a list of texts; found {found!r}.")
         self._tokenizer = ChatTokenizer(ByteTokenizer())
         self._max_context_tokens = max_context_tokens
         self._calls = 0
