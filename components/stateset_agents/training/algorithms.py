@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from stateset_agents.training.config import KLEstimator, LossAggregation, TrainingConfig
-from stateset_agents.training.losses import TokenLosses, gspo_loss, grpo_loss
+from stateset_agents.training.losses import TokenLosses, grpo_loss, gspo_loss
 
 
 class LossFunction(Protocol):

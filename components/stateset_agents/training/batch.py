@@ -9,6 +9,7 @@ Notation: B rows, T tokens (the longest row, right-padded).
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class TrainingBatch:
     def select(self, rows: torch.Tensor) -> TrainingBatch:
         """The rows `(b,)` int64 in that order, cut to the longest of them."""
         width = int(self.row_lengths[rows].max()) if len(rows) else 0
-        changed = {
+        changed: dict[str, Any] = {
             field.name: value[rows, :width] if value.dim() == 2 else value[rows]
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
@@ -61,7 +62,7 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """The same batch on another device."""
-        changed = {
+        changed: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)

@@ -134,7 +134,8 @@ def micro_batches(
 ) -> list[torch.Tensor]:
     """Row indices `(b,)` of each micro-batch: rows of like length, padding included within the
     budget; a row that exceeds it alone goes alone. With `share_prefix` the rows of one micro-batch
-    are of one group, and its prefix is counted once."""
+    are of one group, and its prefix is counted once.
+    """
     lengths = batch.row_lengths.tolist()
     prefixes = batch.shared_prefix_lengths.tolist() if share_prefix else [0] * len(lengths)
     groups = batch.group_index.tolist()

@@ -158,7 +158,8 @@ class TrainingConfig(Settings):
     @property
     def total_steps(self) -> int:
         """Batches of conversations in the whole run; a last one that would be smaller is left
-        out, since its advantages would weigh more."""
+        out, since its advantages would weigh more.
+        """
         return self.num_episodes * self.num_epochs // self.groups_per_step
 
     @property

@@ -4,7 +4,8 @@ Owns the forward pass of the update. Two things make it cheap: what the conversa
 begin with goes through the model once, and logits are computed only where `loss_mask` is True, in
 chunks, never `(B, T, V)`.
 
-Notation: B rows, T tokens, P tokens of shared prefix, N sampled tokens, D hidden size, V vocabulary.
+Notation: B rows, T tokens, P tokens of shared prefix, N sampled tokens, D hidden size, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import DynamicCache
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.policy import Policy
 
-# Logits of one chunk in float32 fit a processor's outer cache or are a small part of a GPU's memory.
+# Logits of one chunk in float32: some hundred positions of a large vocabulary.
 CHUNK_BYTES = 2**26
 
 
@@ -44,7 +45,7 @@ def batch_logprobs(policy: Policy, batch: TrainingBatch, *, share_prefix: bool) 
     """
     prefix = int(batch.shared_prefix_lengths.min()) if share_prefix else 0
     hidden = _hidden_states(policy, batch.token_ids, prefix)
-    # the state at t - 1 predicts token t; a prefix never reaches the last token before a sampled one
+    # the state at t - 1 predicts token t; a prefix ends before the state that is needed first
     sampled = batch.loss_mask[:, prefix + 1 :]
     logprobs, entropy = SampledLogprobs.apply(
         hidden[:, :-1][sampled],
@@ -113,7 +114,8 @@ class SampledLogprobs(torch.autograd.Function):
 
 def _hidden_states(policy: Policy, token_ids: torch.Tensor, prefix: int) -> torch.Tensor:
     """`(B, T - P, D)` of the tokens after the prefix. Rows are padded on the right and attention is
-    causal, so padding reaches no other token and needs no mask."""
+    causal, so padding reaches no other token and needs no mask.
+    """
     if prefix == 0:
         plain: torch.Tensor = policy.backbone(input_ids=token_ids, use_cache=False)[0]
         return plain

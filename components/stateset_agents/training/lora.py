@@ -1,10 +1,10 @@
 """Low-rank adapters whose forward pass runs on the merged weights.
 
-PEFT's own layer computes W x and B A x apart, in float32 for a float32 adapter, and adds them: three
-more passes over the activations for each linear layer. Here W + s B A is rounded to the model's
-dtype once per optimizer step and used as the one weight of the forward pass. So an adapted layer
-costs what a frozen one does, and the policy that is trained is, to the bit, the one that the engine
-samples from, which gets the same merged weights.
+PEFT's own layer computes W x and B A x apart, in float32 for a float32 adapter, and adds them:
+three more passes over the activations for each linear layer. Here W + s B A is rounded to the
+model's dtype once per optimizer step and used as the one weight of the forward pass. So an adapted
+layer costs what a frozen one does, and the policy that is trained is, to the bit, the one that the
+engine samples from, which gets the same merged weights.
 
 Owns that layer. It does not know models or optimizers. Adapters are saved and loaded by PEFT.
 
@@ -13,7 +13,7 @@ Notation: N positions, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear
@@ -81,7 +81,7 @@ class MergedLoraLinear(Linear):
     @torch.no_grad()
     def refresh(self) -> None:
         """Merge again, after the adapter has changed."""
-        weight = self.base_layer.weight
+        weight = cast(torch.Tensor, self.base_layer.weight)
         delta = self.get_delta_weight(self.adapter)
         merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
         if self.merged_weight is None:

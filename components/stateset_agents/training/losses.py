@@ -106,7 +106,8 @@ def truncated_importance_weights(
 ) -> torch.Tensor:
     """min(pi_old / pi_sampling, cap), detached: corrects for the engine computing log-probs a
     little differently than training does (Yao et al. 2025, "Your efficient RL framework secretly
-    brings you off-policy RL training")."""
+    brings you off-policy RL training").
+    """
     log_ratio = _masked(old_logprobs.detach() - sampling_logprobs, loss_mask)
     return log_ratio.exp().clamp(max=cap)
 

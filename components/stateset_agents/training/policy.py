@@ -42,13 +42,13 @@ class Policy:
                 more than one matrix product.
         """
         self.dtype = torch.bfloat16 if config.bf16 else torch.float32
-        self.model = model.to(self.dtype).eval()
+        self.model: Any = model.to(dtype=self.dtype).eval()  # type: ignore[call-arg]
         self.model.requires_grad_(False)
-        self._check_head()
         self._masters: dict[str, torch.nn.Parameter] = {}
         self._frozen_copy: PreTrainedModel | None = None
         self._use_frozen_copy = False
         self.peft_model: Any = None
+        self._check_head()
         self.trainable: dict[str, torch.nn.Parameter]
         if config.use_lora:
             self.trainable = self._add_adapter(config)
@@ -119,7 +119,8 @@ class Policy:
 
     def named_merged_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What training has changed, by the plain model's parameter names, in the computing dtype:
-        what `engine.update_weights` takes. The tensors are the policy's own: copy to keep them."""
+        what `engine.update_weights` takes. The tensors are the policy's own: copy to keep them.
+        """
         if self.peft_model is not None:
             for name, layer in self._adapted_layers():
                 assert layer.merged_weight is not None  # refresh() ran in __init__
@@ -144,7 +145,8 @@ class Policy:
     def _computing_model(self) -> PreTrainedModel:
         if self._use_frozen_copy and self._frozen_copy is not None:
             return self._frozen_copy
-        return self.model
+        model: PreTrainedModel = self.model
+        return model
 
     def _set_reference(self, active: bool) -> None:
         if self.peft_model is None:
@@ -161,7 +163,7 @@ class Policy:
     def _add_adapter(self, config: TrainingConfig) -> dict[str, torch.nn.Parameter]:
         lora = LoraConfig(
             r=config.lora_r,
-            lora_alpha=config.lora_alpha,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=config.lora_dropout,
             target_modules=config.lora_target_modules,
             task_type="CAUSAL_LM",
@@ -190,7 +192,8 @@ class Policy:
 
     def _make_masters(self) -> dict[str, torch.nn.Parameter]:
         """Float32 master weights. A bfloat16 model's gradients are added to them in float32 as
-        soon as a micro-batch has them, so accumulation does not round."""
+        soon as a micro-batch has them, so accumulation does not round.
+        """
         self.model.requires_grad_(True)
         if self.dtype is torch.float32:
             return dict(self.model.named_parameters())
@@ -213,7 +216,8 @@ class Policy:
     @torch.no_grad()
     def _check_head(self) -> None:
         """Log-probs are computed from hidden states times the head, in chunks: make sure that this
-        is all the model does (a few cap or scale their logits)."""
+        is all the model does (a few cap or scale their logits).
+        """
         size = min(8, self.model.get_input_embeddings().weight.shape[0])
         ids = torch.arange(size, device=self.model.device)[None]
         expected = self.model(input_ids=ids, use_cache=False).logits

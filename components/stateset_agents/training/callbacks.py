@@ -1,0 +1,139 @@
+"""Callbacks: what happens between steps and is not training.
+
+Owns their protocol and order, and the two that the guide names. An exception in a callback ends
+training: nothing is swallowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stateset_agents.exceptions import ConfigurationError, TrainingError
+
+if TYPE_CHECKING:
+    from stateset_agents.core.trajectory import MultiTurnTrajectory
+    from stateset_agents.training.trainer import Trainer
+
+
+class TrainingCallback:
+    """Base of all callbacks: override what you need.
+
+    They are called in the order in which they were given; those with `runs_last` after all others,
+    because a checkpoint must hold what the others have counted.
+    """
+
+    runs_last = False
+
+    @property
+    def name(self) -> str:
+        """Under which its state is kept in a checkpoint."""
+        return type(self).__name__
+
+    async def on_train_start(self, trainer: Trainer) -> None:
+        """Before the first step, after a checkpoint was loaded."""
+
+    def on_episode(self, trainer: Trainer, trajectory: MultiTurnTrajectory) -> None:
+        """As each conversation of a step ends, before it has a reward."""
+
+    async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """After a step. `trainer.stop(reason)` ends training after this round of callbacks."""
+
+    async def on_train_end(self, trainer: Trainer) -> None:
+        """After the last step; not called when training failed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, JSON-serialisable."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+class EarlyStoppingCallback(TrainingCallback):
+    """Stop when `metric` has not risen by more than `min_delta` for `patience` steps."""
+
+    def __init__(
+        self, patience: int = 10, metric: str = "reward/mean", min_delta: float = 0.0
+    ) -> None:
+        if patience < 1 or min_delta < 0:
+            raise ConfigurationError(
+                f"EarlyStoppingCallback(patience={patience}, min_delta={min_delta}): patience is "
+                "at least 1 step, min_delta at least 0"
+            )
+        self.patience = patience
+        self.metric = metric
+        self.min_delta = min_delta
+        self.best: float | None = None
+        self.steps_without_gain = 0
+
+    async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Compare with the best so far.
+
+        Raises:
+            TrainingError: there is no such metric.
+        """
+        if self.metric not in metrics:
+            raise TrainingError(
+                f"EarlyStoppingCallback watches {self.metric!r}, which is not measured: choose "
+                f"from {sorted(metrics)}"
+            )
+        value = metrics[self.metric]
+        if self.best is None or value > self.best + self.min_delta:
+            self.best, self.steps_without_gain = value, 0
+            return
+        self.steps_without_gain += 1
+        if self.steps_without_gain >= self.patience:
+            trainer.stop(
+                f"{self.metric} has not risen above {self.best:.4g} for {self.patience} steps"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best value and the count of steps since."""
+        return {"best": self.best, "steps_without_gain": self.steps_without_gain}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from there."""
+        self.best, self.steps_without_gain = state["best"], state["steps_without_gain"]
+
+
+class CheckpointCallback(TrainingCallback):
+    """Save a checkpoint every `save_steps` steps (None: as the training config says) and at the
+    end; keep the newest ones.
+    """
+
+    runs_last = True
+
+    def __init__(
+        self, save_dir: Path | str, save_steps: int | None = None, keep: int | None = None
+    ) -> None:
+        self.save_dir = Path(save_dir)
+        self.save_steps = save_steps
+        self.keep = keep
+
+    async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Save when it is time, or when training is about to end.
+
+        Raises:
+            CheckpointError: it could not be written; the one before is whole.
+        """
+        every = trainer.config.save_steps if self.save_steps is None else self.save_steps
+        if trainer.is_last_step or (every and trainer.step % every == 0):
+            trainer.save_checkpoint(self.save_dir, keep=self.keep)
+
+
+def in_calling_order(callbacks: Sequence[TrainingCallback]) -> list[TrainingCallback]:
+    """As given, `runs_last` last.
+
+    Raises:
+        ConfigurationError: two share a name, so a checkpoint could not tell their states apart.
+    """
+    names = [callback.name for callback in callbacks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"callbacks with the same name: {twice}. A checkpoint keeps each one's state by name: "
+            "give them different `name` properties"
+        )
+    return sorted(callbacks, key=lambda callback: callback.runs_last)

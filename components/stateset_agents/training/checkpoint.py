@@ -1,0 +1,244 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped.
+
+Owns their layout on disk, how they get there whole or not at all, and whether one belongs to a run.
+It does not know what the trainer keeps in them. Nothing is pickled: tensors are safetensors, the
+rest is JSON, so loading a checkpoint never runs code.
+
+    <folder>/step_120/weights.safetensors     what is trained: adapter or master weights
+    <folder>/step_120/optimizer.safetensors   AdamW's state
+    <folder>/step_120/state.json              step, fingerprint, random states, callbacks, best
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from stateset_agents.exceptions import CheckpointError
+
+_PREFIX = "step_"
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """One moment of a run.
+
+    Attributes:
+        step: batches of conversations done.
+        fingerprint: digests of what decides the run (configuration, scenarios, base model, ...).
+        weights: the trainable parameters by name, float32.
+        optimizer: its tensors, `<parameter>.<entry>`.
+        state: what else must survive, JSON-serialisable.
+    """
+
+    step: int
+    fingerprint: dict[str, str]
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
+    """Write `folder/step_<n>`, on the disk for good before it gets its name; drop all but the
+    newest `keep`.
+
+    Raises:
+        CheckpointError: it could not be written, for want of space or otherwise. Nothing of it is
+            left, and the checkpoints before it are as they were.
+    """
+    target = folder / f"{_PREFIX}{checkpoint.step}"
+    unfinished = folder / f"{_UNFINISHED}{checkpoint.step}-{os.getpid()}"
+    needed = _size(checkpoint)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(folder)
+        unfinished.mkdir()
+        _write(unfinished, checkpoint)
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {checkpoint.step} needs {needed:,} bytes and could "
+            f"not be written ({error}); {_free(folder)} bytes are free. Earlier checkpoints are "
+            "whole: make room and start again, and training goes on from the last one"
+        ) from error
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest finished checkpoint in a folder, None if there is none."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, fingerprint: Mapping[str, str]) -> Checkpoint:
+    """Read a checkpoint (a `step_<n>` folder, or the newest one in a folder of them).
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or its fingerprint is another run's.
+    """
+    chosen = path if (path / "state.json").is_file() else latest_checkpoint(path)
+    if chosen is None:
+        raise CheckpointError(
+            f"{path} holds no checkpoint: name a folder step_<n> with a state.json, or the folder "
+            "that such folders are in"
+        )
+    try:
+        state = json.loads((chosen / "state.json").read_text())
+        checkpoint = Checkpoint(
+            step=state.pop("step"),
+            fingerprint=state.pop("fingerprint"),
+            weights=load_file(chosen / "weights.safetensors"),
+            optimizer=load_file(chosen / "optimizer.safetensors"),
+            state=state,
+        )
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{chosen} is damaged ({type(error).__name__}: {error}): remove it, and training goes "
+            "on from the one before it, or from the start"
+        ) from error
+    differing = differing_parts(checkpoint.fingerprint, fingerprint)
+    if differing:
+        raise CheckpointError(
+            f"{chosen} belongs to another run: {', '.join(differing)} differ. Resume with what it "
+            "was made with, or remove the checkpoint to start anew"
+        )
+    return checkpoint
+
+
+def differing_parts(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Which parts of two fingerprints are not the same, by name."""
+    return sorted(part for part in {*saved, *current} if saved.get(part) != current.get(part))
+
+
+def matches(path: Path, fingerprint: Mapping[str, str]) -> bool:
+    """True when the checkpoint at `path` can be read and belongs to the run of `fingerprint`."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return not differing_parts(state.get("fingerprint", {}), fingerprint)
+
+
+def digest(value: Any) -> str:
+    """A short digest of anything that JSON can write; the order of keys does not matter."""
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_weights(model: torch.nn.Module, samples: int = 1024) -> str:
+    """A digest of a model by its parameters' names, shapes, types and `samples` values of each,
+    evenly spread: it tells base models apart without reading all of a large one.
+    """
+    sha = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        spread = flat[:: max(1, len(flat) // samples)].to("cpu", torch.float32)
+        sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        sha.update(spread.numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's global generators, as JSON."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, [int(key) for key in keys], position, has_gauss, cached],
+        "torch": _encode(torch.get_rng_state()),
+        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Put the generators back to where `random_states` saw them."""
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(_decode(states["torch"]))
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
+
+
+def _encode(state: torch.Tensor) -> str:
+    return base64.b64encode(state.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    save_file(_contiguous(checkpoint.weights), folder / "weights.safetensors")
+    save_file(_contiguous(checkpoint.optimizer), folder / "optimizer.safetensors")
+    state = {
+        "step": checkpoint.step,
+        "fingerprint": checkpoint.fingerprint,
+        **checkpoint.state,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def _contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Finished ones, oldest first."""
+    if not folder.is_dir():
+        return []
+    numbered = [
+        (int(path.name.removeprefix(_PREFIX)), path)
+        for path in folder.glob(f"{_PREFIX}*")
+        if path.name.removeprefix(_PREFIX).isdecimal() and (path / "state.json").is_file()
+    ]
+    return [path for _, path in sorted(numbered)]
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a killed run was writing; one run writes to a folder at a time."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(left)
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    tensors = [*checkpoint.weights.values(), *checkpoint.optimizer.values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _free(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free:,}"

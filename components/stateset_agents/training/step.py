@@ -1,0 +1,242 @@
+"""The training step, on one page: micro-batches, log-probs, loss, gradients, clip, optimizer.
+
+Owns the order of these stages and what is measured in them. The stages' names are the modules'
+names. It does not know conversations, nor which algorithm it runs.
+
+Notation: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+
+from stateset_agents.exceptions import NonFiniteLossError
+from stateset_agents.training.algorithms import Objective, objective_of
+from stateset_agents.training.batch import TrainingBatch
+from stateset_agents.training.batching import micro_batches
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.logprobs import TokenLogprobs, batch_logprobs
+from stateset_agents.training.losses import (
+    TokenLosses,
+    kl_divergence,
+    truncated_importance_weights,
+)
+from stateset_agents.training.policy import Policy
+
+
+@dataclass(slots=True)
+class Learner:
+    """What a step works with. Make one with `make_learner`."""
+
+    policy: Policy
+    config: TrainingConfig
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """What a step saw before it changed the weights.
+
+    Attributes:
+        logprobs: `(B, T)` float32, the policy's, detached; 0 where not sampled.
+        metrics: numbers by name, see `train_step`.
+    """
+
+    logprobs: torch.Tensor
+    metrics: dict[str, float]
+
+
+def make_learner(policy: Policy, config: TrainingConfig) -> Learner:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the policy's float32 parameters."""
+    accelerator = Accelerator(cpu=policy.device.type == "cpu")
+    optimizer = torch.optim.AdamW(
+        policy.trainable.values(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+    )
+    prepared = accelerator.prepare_optimizer(optimizer)
+    return Learner(policy, config, objective_of(config), prepared, accelerator)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """The rate of batch `step` (from 0): a linear rise over the warm-up, then the schedule."""
+    warmup = math.ceil(config.warmup_ratio * config.total_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.total_steps - warmup)
+    if config.lr_schedule == "linear":
+        return config.learning_rate * (1 - progress)
+    if config.lr_schedule == "cosine":
+        return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+    return config.learning_rate
+
+
+def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepResult:
+    """One optimizer step on a whole batch, however it is cut into micro-batches.
+
+    Metrics (means over sampled tokens): `loss` (the sum that is minimised), `entropy` in nats,
+    `clipped_fraction`, `ratio_max`, `kl_to_reference` (when the objective has a KL term),
+    `sampling_difference_mean` and `_max` (absolute, engine's log-probs against these), `grad_norm`
+    before clipping, `learning_rate`.
+
+    Raises:
+        NonFiniteLossError: loss or gradient is NaN or infinite. The weights are as they were.
+    """
+    policy, config = learner.policy, learner.config
+    batch = batch.to(policy.device)
+    logprobs = torch.zeros_like(batch.sampling_logprobs)
+    sums: dict[str, float] = defaultdict(float)
+    learner.optimizer.zero_grad()
+    policy.train_mode(True)
+
+    # 1. micro-batches: rows of like length, the groups' shared prefixes once
+    for rows in micro_batches(
+        batch, token_budget=config.micro_batch_tokens, share_prefix=config.share_prefix
+    ):
+        micro = batch.select(rows.to(policy.device))
+        # 2. log-probs of what was sampled
+        tokens = batch_logprobs(policy, micro, share_prefix=config.share_prefix)
+        logprobs[rows, : micro.token_ids.shape[1]] = tokens.logprobs.detach().float()
+        # 3. loss, already weighed against the rest of the batch
+        loss, losses = weighted_loss(tokens.logprobs, micro, learner.objective)
+        _measure(sums, loss, losses, tokens, micro, learner.objective)
+        # 4. gradients add up over the micro-batches
+        _check_finite(learner, float(loss), "loss")
+        learner.accelerator.backward(loss)
+
+    # 5. clip
+    policy.train_mode(False)
+    norm = learner.accelerator.clip_grad_norm_(policy.trainable.values(), config.max_grad_norm)
+    _check_finite(learner, float(norm), "gradient's norm")
+    # 6. optimizer, then the weights that compute follow the float32 ones
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    policy.refresh()
+
+    return StepResult(logprobs, _finish(sums, float(norm), rate))
+
+
+def weighted_loss(
+    policy_logprobs: torch.Tensor, batch: TrainingBatch, objective: Objective
+) -> tuple[torch.Tensor, TokenLosses]:
+    """The (micro-)batch's part of the step's loss, a scalar, and the policy loss by token.
+
+    sum over sampled tokens of loss_weight * (importance weight * policy loss + kl_coefficient * KL)
+    """
+    old = policy_logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    losses = objective.loss(
+        policy_logprobs,
+        old,
+        batch.advantages,
+        batch.loss_mask,
+        clip_left=objective.clip_left,
+        clip_right=objective.clip_right,
+    )
+    per_token = losses.loss
+    if objective.importance_sampling_cap is not None:
+        per_token = per_token * truncated_importance_weights(
+            old, batch.sampling_logprobs, batch.loss_mask, cap=objective.importance_sampling_cap
+        )
+    if objective.kl_coefficient > 0 and batch.reference_logprobs is not None:
+        per_token = per_token + objective.kl_coefficient * kl_divergence(
+            policy_logprobs,
+            batch.reference_logprobs,
+            batch.loss_mask,
+            estimator=objective.kl_estimator,
+        )
+    return (batch.loss_weights * per_token).sum(), losses
+
+
+def reference_logprobs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:
+    """`(B, T)` float32: what the policy that training started from gives the sampled tokens."""
+    config, policy = learner.config, learner.policy
+    batch = batch.to(policy.device)
+    result = torch.zeros_like(batch.sampling_logprobs)
+    with policy.reference():
+        for rows in micro_batches(
+            batch, token_budget=config.micro_batch_tokens, share_prefix=config.share_prefix
+        ):
+            micro = batch.select(rows.to(policy.device))
+            tokens = batch_logprobs(policy, micro, share_prefix=config.share_prefix)
+            result[rows, : micro.token_ids.shape[1]] = tokens.logprobs.float()
+    return result
+
+
+def measured_kl(learner: Learner, batch: TrainingBatch, logprobs: torch.Tensor) -> float:
+    """Mean KL (k3) per sampled token on `kl_sample_rows` rows spread over the batch; `logprobs` is
+    `StepResult.logprobs`.
+    """
+    count = min(learner.config.kl_sample_rows, len(batch.row_lengths))
+    rows = torch.linspace(0, len(batch.row_lengths) - 1, count).round().to(torch.int64)
+    sample = replace(batch.select(rows), shared_prefix_lengths=torch.zeros(count, dtype=torch.long))
+    width = sample.token_ids.shape[1]
+    reference = reference_logprobs(learner, sample)
+    divergence = kl_divergence(logprobs[rows, :width], reference, sample.loss_mask)
+    return float(divergence.sum() / sample.loss_mask.sum())
+
+
+def _measure(
+    sums: dict[str, float],
+    loss: torch.Tensor,
+    losses: TokenLosses,
+    tokens: TokenLogprobs,
+    micro: TrainingBatch,
+    objective: Objective,
+) -> None:
+    sampled = micro.loss_mask
+    sums["tokens"] += int(sampled.sum())
+    sums["loss"] += float(loss)
+    sums["entropy"] += float(tokens.entropy.sum())
+    sums["clipped"] += int(losses.clipped.sum())
+    sums["ratio_max"] = max(sums["ratio_max"], float(losses.ratio[sampled].max()))
+    difference = (tokens.logprobs.detach() - micro.sampling_logprobs)[sampled].abs()
+    sums["difference"] += float(difference.sum())
+    sums["difference_max"] = max(sums["difference_max"], float(difference.max()))
+    if micro.reference_logprobs is not None:
+        divergence = kl_divergence(
+            tokens.logprobs.detach(),
+            micro.reference_logprobs,
+            sampled,
+            estimator=objective.kl_estimator,
+        )
+        sums["kl"] += float(divergence.sum())
+
+
+def _finish(sums: dict[str, float], norm: float, rate: float) -> dict[str, float]:
+    tokens = max(1.0, sums["tokens"])
+    metrics = {
+        "loss": sums["loss"],
+        "entropy": sums["entropy"] / tokens,
+        "clipped_fraction": sums["clipped"] / tokens,
+        "ratio_max": sums["ratio_max"],
+        "sampling_difference_mean": sums["difference"] / tokens,
+        "sampling_difference_max": sums["difference_max"],
+        "grad_norm": norm,
+        "learning_rate": rate,
+    }
+    if "kl" in sums:
+        metrics["kl_to_reference"] = sums["kl"] / tokens
+    return metrics
+
+
+def _check_finite(learner: Learner, value: float, what: str) -> None:
+    if math.isfinite(value):
+        return
+    learner.optimizer.zero_grad()
+    learner.policy.train_mode(False)
+    raise NonFiniteLossError(
+        f"the {what} is {value}; the optimizer was not stepped and the weights are as before. "
+        "Look at the last metrics: rewards, log-probs and learning_rate; a lower learning_rate or "
+        "max_grad_norm, or bf16=False, are what usually helps"
+    )

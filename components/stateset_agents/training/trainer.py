@@ -1,0 +1,358 @@
+"""The training loop: play, score, compare, batch, step, hand the weights over, look, save.
+
+Owns the order of a run and what a resumed run needs. It does not know which algorithm it runs, how
+conversations are played, nor where metrics go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stateset_agents.core.agent import MultiTurnAgent
+from stateset_agents.core.environment import Environment
+from stateset_agents.core.reward import RewardFunction
+from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.exceptions import ConfigurationError, TrainingError
+from stateset_agents.inference.loading import has_native_bfloat16, load_model
+from stateset_agents.rollout.collect import collect_groups
+from stateset_agents.rollout.scoring import score_groups
+from stateset_agents.training import checkpoint as checkpoints
+from stateset_agents.training.advantages import trajectory_advantages
+from stateset_agents.training.batch import TrainingBatch
+from stateset_agents.training.batching import StepRows, make_batch, step_rows
+from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
+from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
+from stateset_agents.training.metrics import reward_metrics, row_metrics, with_rates
+from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
+from stateset_agents.training.policy import Policy
+from stateset_agents.training.scenario_order import scenarios_of_step
+from stateset_agents.training.step import (
+    Learner,
+    learning_rate,
+    make_learner,
+    measured_kl,
+    reference_logprobs,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from stateset_agents.tracking.loggers import MetricLogger
+
+
+class Trainer:
+    """Trains an agent's model on conversations in an environment.
+
+    The trainer has the model twice: the policy that is updated, and the engine's copy that speaks,
+    which gets the new weights after every step. The agent that was passed in is the trained one.
+
+    Attributes:
+        step: batches of conversations done, `total_steps` in all.
+        groups: those of the last step, with rewards.
+        best: the highest `reward/mean` so far and its step, None before the first.
+        stop_reason: why training ended early, None otherwise.
+    """
+
+    def __init__(
+        self,
+        agent: MultiTurnAgent,
+        environment: Environment,
+        reward_function: RewardFunction,
+        config: TrainingConfig,
+        *,
+        logger: MetricLogger | None = None,
+        fingerprint: Mapping[str, str] | None = None,
+    ) -> None:
+        """`fingerprint` adds digests to what tells this run's checkpoints from another's: of
+        anything that decides the result and that the trainer cannot see (a reward's weights).
+
+        Raises:
+            ConfigurationError: settings of agent and training that contradict each other.
+        """
+        _check_agent(agent)
+        self.agent = agent
+        self.environment = environment
+        self.reward_function = reward_function
+        self.config = config.model_copy(deep=True)
+        self.logger = logger
+        self.step = 0
+        self.groups: list[TrajectoryGroup] = []
+        self.best: tuple[float, int] | None = None
+        self.stop_reason: str | None = None
+        self._extra_fingerprint = dict(fingerprint or {})
+        self._fingerprint: dict[str, str] | None = None
+        self._callbacks: list[TrainingCallback] = []
+        self._learner: Learner | None = None
+
+    # --- what callbacks and callers use ----------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of conversations in the whole run."""
+        return self.config.total_steps
+
+    @property
+    def is_last_step(self) -> bool:
+        """True when no step follows the present one."""
+        return self.step >= self.total_steps or self.stop_reason is not None
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is trained; loaded at first use."""
+        return self._ready().policy
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of all that decides this run, by part."""
+        self._ready()
+        assert self._fingerprint is not None  # _ready() has set it
+        return self._fingerprint
+
+    def stop(self, reason: str) -> None:
+        """End training after this step."""
+        self.stop_reason = reason
+
+    def save_checkpoint(self, folder: Path | str, *, keep: int | None = None) -> Path:
+        """Write `folder/step_<n>` and drop the oldest beyond `keep` (None: `save_total_limit`).
+
+        Raises:
+            CheckpointError: it could not be written; those before it are whole.
+        """
+        learner = self._ready()
+        state = {
+            "random": checkpoints.random_states(),
+            "callbacks": {callback.name: callback.state_dict() for callback in self._callbacks},
+            "best": self.best,
+            "stop_reason": self.stop_reason,
+        }
+        return checkpoints.save_checkpoint(
+            Path(folder),
+            checkpoints.Checkpoint(
+                step=self.step,
+                fingerprint=self.fingerprint,
+                weights=dict(learner.policy.trainable),
+                optimizer=optimizer_tensors(learner.optimizer, list(learner.policy.trainable)),
+                state=state,
+            ),
+            keep=self.config.save_total_limit if keep is None else keep,
+        )
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    async def train(
+        self,
+        callbacks: Sequence[TrainingCallback] | None = None,
+        resume_from: Path | str | None = None,
+    ) -> MultiTurnAgent:
+        """Train to the end and return the agent, which speaks with the trained weights.
+
+        Args:
+            callbacks: called between steps, see `callbacks.py`.
+            resume_from: a checkpoint, or a folder whose newest one is taken. What follows is, bit
+                for bit on the same machine, what would have followed it without the interruption,
+                as far as environment and rewards draw random numbers from the global generators or
+                from their arguments.
+
+        Raises:
+            CheckpointError: `resume_from` holds no checkpoint of this run.
+            TrainingError: the loss is not finite, or nothing of a step can be trained on.
+            RolloutError: every episode of a step failed.
+            RewardError: a reward function raised or gave no number.
+        """
+        self._callbacks = in_calling_order(callbacks or [])
+        await self.agent.initialize()
+        learner = self._ready()
+        if resume_from is not None:
+            self._restore(learner, Path(resume_from))
+        self.agent.engine.update_weights(learner.policy.named_merged_weights())
+        for callback in self._callbacks:
+            await callback.on_train_start(self)
+        while not self.is_last_step:
+            metrics = await self._run_step(learner)
+            self.step += 1
+            self._keep_best(metrics)
+            for callback in self._callbacks:
+                if not callback.runs_last:
+                    await callback.on_step_end(self, metrics)
+            if self.logger and (self.step % self.config.logging_steps == 0 or self.is_last_step):
+                self.logger.log(self.step, metrics)
+            for callback in self._callbacks:
+                if callback.runs_last:
+                    await callback.on_step_end(self, metrics)
+        for callback in self._callbacks:
+            await callback.on_train_end(self)
+        return self.agent
+
+    async def _run_step(self, learner: Learner) -> dict[str, float]:
+        """One batch of conversations, from scenarios to new weights in the engine."""
+        config, seconds = self.config, dict[str, float]()
+
+        # 1. rollout
+        with _timed(seconds, "rollout"):
+            self.groups = await collect_groups(
+                self.agent,
+                self.environment,
+                self._scenarios(),
+                num_generations=config.num_generations,
+                seed=config.seed,
+                step=self.step,
+                on_episode=self._tell_episode,
+            )
+        # 2. rewards
+        with _timed(seconds, "reward"):
+            await score_groups(self.groups, self.reward_function)
+        # 3. rows and advantages
+        rows = step_rows(self.groups, config)
+        _check_rows(rows, config)
+        advantages = trajectory_advantages(
+            rows.rewards,
+            rows.group_index,
+            baseline=config.advantage_baseline,
+            scale=config.scale_advantages,
+        )
+        # 4. batch
+        batch = make_batch(
+            rows,
+            advantages,
+            loss_aggregation=learner.objective.loss_aggregation,
+            max_completion_length=config.max_completion_length,
+            pad_token_id=self.agent.engine.tokenizer.pad_token_id,
+            temperature=self.agent.config.temperature,
+            keep_all_rows=config.kl_coefficient > 0,
+        )
+        # 5. optimizer steps; without a single row that teaches something the weights stay
+        with _timed(seconds, "update"):
+            policy_metrics = self._update(learner, batch) if len(batch.row_lengths) else {}
+        # 6. the engine speaks with the new weights
+        with _timed(seconds, "push_weights"):
+            self.agent.engine.update_weights(learner.policy.named_merged_weights())
+
+        return with_rates(
+            {
+                **reward_metrics(self.groups, rows),
+                **row_metrics(self.groups, rows, batch),
+                **{f"policy/{name}": value for name, value in policy_metrics.items()},
+            },
+            seconds,
+        )
+
+    def _update(self, learner: Learner, batch: TrainingBatch) -> dict[str, float]:
+        """`num_iterations` optimizer steps. The first is on-policy: its own log-probs are the old
+        ones of those that follow. Metrics are the first's, the clipped fraction the last's.
+        """
+        if self.config.kl_coefficient > 0:
+            batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
+        rate = learning_rate(self.step, self.config)
+        first = train_step(learner, batch, rate=rate)
+        metrics = dict(first.metrics)
+        batch = replace(batch, old_logprobs=first.logprobs)
+        for _ in range(1, self.config.num_iterations):
+            last = train_step(learner, batch, rate=rate).metrics
+            metrics |= {name: last[name] for name in ("clipped_fraction", "ratio_max")}
+        if "kl_to_reference" not in metrics and self.config.kl_sample_rows > 0:
+            metrics["kl_to_reference"] = measured_kl(learner, batch, first.logprobs)
+        return metrics
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _scenarios(self) -> Sequence[dict[str, Any] | None]:
+        scenarios = self.environment.scenarios
+        if not scenarios:
+            return [None] * self.config.groups_per_step
+        return scenarios_of_step(
+            scenarios, self.step, self.config.groups_per_step, self.config.seed
+        )
+
+    def _tell_episode(self, trajectory: MultiTurnTrajectory) -> None:
+        for callback in self._callbacks:
+            callback.on_episode(self, trajectory)
+
+    def _keep_best(self, metrics: Mapping[str, float]) -> None:
+        reward = metrics["reward/mean"]
+        if self.best is None or reward > self.best[0]:
+            self.best = (reward, self.step)
+
+    def _ready(self) -> Learner:
+        """Load the policy at first use: making a trainer stays cheap."""
+        if self._learner is None:
+            config = self.config
+            device = _device_of(self.agent)
+            bf16 = config.bf16 and has_native_bfloat16(device)
+            model = load_model(
+                self.agent.config.model_name,
+                dtype="bfloat16" if bf16 else "float32",
+                device=device,
+            )
+            self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
+            policy = Policy(model, config.model_copy(update={"bf16": bf16}))
+            self._learner = make_learner(policy, config)
+        return self._learner
+
+    def _make_fingerprint(self, base_model: str) -> dict[str, str]:
+        settings = self.config.model_dump(exclude=set(SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS))
+        spoken = self.agent.config.model_dump(exclude={"model_name", "device_map"})
+        return {
+            "training settings": checkpoints.digest(settings),
+            "agent settings": checkpoints.digest(spoken),
+            "base model": base_model,
+            "scenarios": checkpoints.digest(list(self.environment.scenarios)),
+            **self._extra_fingerprint,
+        }
+
+    def _restore(self, learner: Learner, path: Path) -> None:
+        saved = checkpoints.load_checkpoint(path, self.fingerprint)
+        learner.policy.load_trainable(saved.weights)
+        restore_optimizer(learner.optimizer, list(learner.policy.trainable), saved.optimizer)
+        for callback in self._callbacks:
+            if callback.name in saved.state["callbacks"]:
+                callback.load_state_dict(saved.state["callbacks"][callback.name])
+        best = saved.state["best"]
+        self.best = None if best is None else (best[0], best[1])
+        self.stop_reason = saved.state["stop_reason"]
+        self.step = saved.step
+        checkpoints.restore_random_states(saved.state["random"])
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
+def _device_of(agent: MultiTurnAgent) -> str:
+    import torch
+
+    if agent.config.device_map != "auto":
+        return agent.config.device_map
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _check_agent(agent: MultiTurnAgent) -> None:
+    problems = []
+    if agent.config.use_stub_model:
+        problems.append(
+            "use_stub_model=True: a stub has no weights to train; name a model's folder in "
+            "model_name and leave use_stub_model out"
+        )
+    if agent.config.temperature == 0:
+        problems.append(
+            "temperature=0: greedy answers are all alike, so a group teaches nothing; use a "
+            "temperature above 0, such as 1.0"
+        )
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _check_rows(rows: StepRows, config: TrainingConfig) -> None:
+    if rows.rows or not rows.counts["prompt_too_long"]:
+        return
+    raise TrainingError(
+        f"every conversation of this step opens with more than "
+        f"max_prompt_length={config.max_prompt_length} tokens, so none can be trained on: raise "
+        "max_prompt_length, or shorten the system prompt and the scenarios' context"
+    )
