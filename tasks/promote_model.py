@@ -1,0 +1,40 @@
+"""Step 7: put the registered version into service if it is better than the one that is there.
+
+Reads data/registration.json and the evaluation's metrics; moves the alias `champion` in the
+registry, or does not; writes data/promotion.json: {promoted, version, champion, previous, reasons,
+gates}. A refusal is a result: the step succeeds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from stateset_agents.exceptions import PipelineError
+from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.promotion import promote
+from tasks import entry, paths
+from tasks.register_model import read_figures, write_result
+
+
+def run(config: RunConfig) -> None:
+    """Hold the gates, move the alias or not, write down which and why."""
+    if not paths.REGISTRATION.is_file():
+        raise PipelineError(f"{paths.REGISTRATION} is missing: run the step register_model first")
+    registration = json.loads(paths.REGISTRATION.read_text(encoding="utf-8"))
+    if registration["model_name"] != config.tracking.registered_model:
+        raise PipelineError(
+            f"{paths.REGISTRATION} is about {registration['model_name']!r}, and params.yaml names "
+            f"{config.tracking.registered_model!r} (tracking.registered_model): register again"
+        )
+    outcome = promote(config.tracking, config.promote, registration["version"], read_figures())
+    write_result(paths.PROMOTION, asdict(outcome))
+    verb = "promoted" if outcome.promoted else "not promoted"
+    sys.stdout.write(f"version {outcome.version} {verb}\n")
+    for reason in outcome.reasons:
+        sys.stdout.write(f"  - {reason}\n")
+
+
+if __name__ == "__main__":
+    entry.main(run)

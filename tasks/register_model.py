@@ -1,0 +1,111 @@
+"""Step 6: register the trained policy as a new version, with where it came from and how it did.
+
+Reads data/policy, data/base_model (an adapter is merged with it) and the evaluation's metrics;
+writes data/registration.json: {model_name, version, run_id, experiment_id, model_uri,
+weights_sha256}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.exceptions import PipelineError
+from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.lineage import collect_lineage
+from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, start_run
+from stateset_agents.tracking.registry import register_version
+from tasks import entry, paths
+
+_SOURCES = {
+    "scenarios": paths.SCENARIOS,
+    "preferences": paths.PREFERENCES,
+    "base_model": paths.BASE_MODEL,
+    "reward_model": paths.REWARD_MODEL,
+    "policy": paths.POLICY,
+}
+_REPORTS = {
+    "train": paths.POLICY_REPORT,
+    "evaluate": paths.EVALUATION_REPORT,
+    "train_reward_model": paths.REWARD_MODEL_REPORT,
+}
+
+
+def run(config: RunConfig) -> None:
+    """Register; data/registration.json appears when the version is whole."""
+    figures = read_figures()
+    tags = collect_lineage(_SOURCES)
+    tags |= {f"run.{role}": run_id for role, run_id in _runs().items()}
+    tags |= {
+        f"evaluation.{name}": f"{figures[name]:.6g}"
+        for name in config.register.metrics
+        if isinstance(figures.get(name), (int, float))
+    }
+    with start_run(config.tracking, "register_model", tags) as tracked:
+        numbers = {k: v for k, v in figures.items() if isinstance(v, (int, float))}
+        tracked.log_metrics(numbers)
+        report = paths.EVALUATION_REPORT / "report.html"
+        if report.is_file():
+            tracked.log_artifact(report, "evaluation")
+        version = register_version(
+            config.tracking,
+            tracked,
+            paths.POLICY,
+            base_model=paths.BASE_MODEL,
+            generation=config.agent.model_dump(mode="json"),
+            tags=tags,
+            description=config.register.description or _describe(figures),
+        )
+    registration = {
+        "model_name": version.name,
+        "version": version.version,
+        "run_id": version.run_id,
+        "experiment_id": tracked.experiment_id,
+        "model_uri": version.uri,
+        "weights_sha256": version.tags["weights.sha256"],
+    }
+    write_result(paths.REGISTRATION, registration)
+
+
+def write_result(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a step's result as JSON; the file is the old one or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_figures() -> dict[str, Any]:
+    """The evaluation's metrics.
+
+    Raises:
+        PipelineError: the evaluation has not run.
+    """
+    path = paths.EVALUATION_REPORT / "metrics.json"
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing: run the step evaluate_policy first")
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return figures
+
+
+def _runs() -> dict[str, str]:
+    """The MLflow runs of the steps before, by what they did."""
+    found = {role: read_link(report / RUN_LINK) for role, report in _REPORTS.items()}
+    return {role: run_id for role, run_id in found.items() if run_id is not None}
+
+
+def _describe(figures: dict[str, Any]) -> str:
+    names = ("reward.base", "reward.challenger", "reward.vs_base.low", "reward.vs_base.high")
+    if not all(isinstance(figures.get(name), (int, float)) for name in names):
+        return ""
+    before, after, low, high = (figures[name] for name in names)
+    return (
+        f"Held-out reward {after:.3f}; base model {before:.3f}; interval of the difference "
+        f"{low:+.3f} to {high:+.3f}."
+    )
+
+
+if __name__ == "__main__":
+    entry.main(run)
