@@ -14,7 +14,13 @@ from tests.evaluation.made import conversation
 
 
 def test_words_are_lower_cased_and_keep_apostrophes_and_numbers():
-    assert words("I\u2019m sorry -- it's order #123!") == ["i\u2019m", "sorry", "it's", "order", "123"]
+    assert words("I\u2019m sorry -- it's order #123!") == [
+        "i\u2019m",
+        "sorry",
+        "it's",
+        "order",
+        "123",
+    ]
 
 
 def test_distinct_counts_different_ngrams_within_answers():
