@@ -105,7 +105,7 @@ def make_batch(
     Without `keep_all_rows`, rows whose advantage is 0 are left out after they have been counted in
     the weights: with no KL term their gradient is 0. The batch may then have no rows at all.
     """
-    weights = _token_weights(step.rows, loss_aggregation, max_completion_length)
+    weights = token_weights(step.rows, loss_aggregation, max_completion_length)
     values = [float(advantages[row.trajectory]) for row in step.rows]
     kept = [n for n in range(len(step.rows)) if keep_all_rows or values[n] != 0]
     rows = [step.rows[n] for n in kept]
@@ -185,7 +185,7 @@ def _fit(row: StepRow, config: TrainingConfig, counts: dict[str, int]) -> StepRo
     )
 
 
-def _token_weights(
+def token_weights(
     rows: Sequence[StepRow], aggregation: LossAggregation, max_completion_length: int
 ) -> list[float]:
     """What each sampled token of a row weighs, so that a plain sum is the step's loss.

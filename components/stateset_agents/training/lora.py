@@ -83,11 +83,7 @@ class MergedLoraLinear(Linear):
         """Merge again, after the adapter has changed."""
         weight = cast(torch.Tensor, self.base_layer.weight)
         delta = self.get_delta_weight(self.adapter)
-        merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
-        if self.merged_weight is None:
-            self.merged_weight = merged
-        else:
-            self.merged_weight.copy_(merged)
+        self.merged_weight = (weight.to(delta.dtype) + delta).to(weight.dtype)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., I) to (..., O)."""

@@ -9,6 +9,7 @@ Notation: B rows, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,7 +170,9 @@ class Policy:
             task_type="CAUSAL_LM",
         )
         lora._register_custom_module({torch.nn.Linear: MergedLoraLinear, Conv1D: MergedLoraLinear})
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # PEFT reads an attribute that transformers has renamed; nothing a user could do
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             torch.manual_seed(config.seed)
             try:
                 self.peft_model = get_peft_model(self.model, lora)

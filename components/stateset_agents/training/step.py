@@ -110,7 +110,7 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
         loss, losses = weighted_loss(tokens.logprobs, micro, learner.objective)
         _measure(sums, loss, losses, tokens, micro, learner.objective)
         # 4. gradients add up over the micro-batches
-        _check_finite(learner, float(loss), "loss")
+        _check_finite(learner, loss.item(), "loss")
         learner.accelerator.backward(loss)
 
     # 5. clip
@@ -196,7 +196,7 @@ def _measure(
 ) -> None:
     sampled = micro.loss_mask
     sums["tokens"] += int(sampled.sum())
-    sums["loss"] += float(loss)
+    sums["loss"] += loss.item()
     sums["entropy"] += float(tokens.entropy.sum())
     sums["clipped"] += int(losses.clipped.sum())
     sums["ratio_max"] = max(sums["ratio_max"], float(losses.ratio[sampled].max()))
