@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import signal
 import time
@@ -88,6 +89,8 @@ def reproduce(root: Path, step: str, *, force: bool = False) -> StepOutcome:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    # the steps speak for themselves; importing DVC has set its level to INFO
+    logging.getLogger("dvc").setLevel(logging.getLogger("flows").getEffectiveLevel() + 10)
     require_idle_dvc(root)
     started = time.time()
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,37 @@ def load(path: Path | str) -> RunConfig:
         raise ConfigurationError(
             [_line(path, lines, problem) for problem in find_problems(error, RunConfig)]
         ) from error
+
+
+def write_starter(path: Path, *, replace: bool = False) -> None:
+    """Write a file that `load` takes: every parameter with its meaning and its default.
+
+    Raises:
+        ConfigurationError: the file is there and `replace` is False, or it cannot be written.
+    """
+    if path.exists() and not replace:
+        raise ConfigurationError(f"{path}: is there already; give another path, or --force")
+    lines = ["# Every parameter of the line, with its default."]
+    for name, field in RunConfig.model_fields.items():
+        section = field.get_default(call_default_factory=True)
+        lines += ["", f"# {field.description}", f"{name}:", *_starter_lines(section, "  ")]
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _starter_lines(section: Settings, indent: str) -> Iterator[str]:
+    for name, field in type(section).model_fields.items():
+        for line in textwrap.wrap(field.description or "", 96 - len(indent)):
+            yield f"{indent}# {line}"
+        value = getattr(section, name)
+        if isinstance(value, Settings):
+            yield f"{indent}{name}:"
+            yield from _starter_lines(value, indent + "  ")
+        else:
+            plain = section.model_dump(mode="json", include={name})[name]
+            yield f"{indent}{name}: {json.dumps(plain)}"
 
 
 class _Loader(yaml.SafeLoader):
