@@ -11,10 +11,10 @@ import asyncio
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stateset_agents.core.agent import Agent
-from stateset_agents.core.environment import Environment, Scenario
+from stateset_agents.core.environment import Environment, EnvironmentState, Scenario
 from stateset_agents.core.seeds import derive_seed
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import ConfigurationError
@@ -54,11 +54,63 @@ async def collect_groups(
 
     Raises:
         ConfigurationError: `num_generations` is below 1, or an episode found the configuration
-            wrong; every other exception of agent or environment is recorded in its trajectory.
+            wrong. Every other exception of an episode is recorded in its trajectory; one that is
+            raised where the environment chooses a scenario comes through.
     """
     if num_generations < 1:
         raise ConfigurationError(f"num_generations is {num_generations}; it must be at least 1")
-    rollout_number = next(_rollout_numbers)
+    prefix = f"rollout-{next(_rollout_numbers)}"
+    seen: Counter[str] = Counter()
+    planned: list[list[EpisodePlan]] = []
+    for index, scenario in enumerate(scenarios):
+        scenario_id = str((scenario or {}).get("id", f"scenario-{index}"))
+        name = (step, scenario_id, seen[scenario_id])
+        seen[scenario_id] += 1
+        # A group compares answers to one start; where the environment chooses, it chooses once.
+        start = await environment.reset() if scenario is None else None
+        planned.append(_plan_group(scenario, start, name, num_generations, seed, prefix))
+    played = iter(await _play_all(agent, environment, itertools.chain(*planned), on_episode))
+    return [
+        TrajectoryGroup(
+            group_id=plans[0].group_id,
+            scenario=plans[0].scenario or {"id": plans[0].group_id},
+            trajectories=list(itertools.islice(played, len(plans))),
+        )
+        for plans in planned
+    ]
+
+
+def _plan_group(
+    scenario: Scenario | None,
+    start: EnvironmentState | None,
+    name: tuple[int, str, int],
+    num_generations: int,
+    seed: int,
+    prefix: str,
+) -> list[EpisodePlan]:
+    step, scenario_id, occurrence = name
+    group_id = f"step-{step}/{scenario_id}" + (f"~{occurrence}" if occurrence else "")
+    return [
+        EpisodePlan(
+            trajectory_id=f"{group_id}/{sample}",
+            group_id=group_id,
+            scenario=start.scenario if start else scenario,
+            seed=derive_seed(seed, step, scenario_id, occurrence, sample),
+            conversation_id=f"{prefix}/{group_id}/{sample}",
+            engine_group_id=f"{prefix}/{group_id}",
+            state=copy.deepcopy(start),
+        )
+        for sample in range(num_generations)
+    ]
+
+
+async def _play_all(
+    agent: Agent,
+    environment: Environment,
+    plans: Iterable[EpisodePlan],
+    on_episode: Callable[[MultiTurnTrajectory], None] | None,
+) -> list[MultiTurnTrajectory]:
+    """Play side by side, each in its own task; the first exception cancels the others."""
 
     async def play(plan: EpisodePlan) -> MultiTurnTrajectory:
         trajectory = await run_episode(agent, environment, plan)
@@ -66,54 +118,9 @@ async def collect_groups(
             on_episode(trajectory)
         return trajectory
 
-    planned: list[tuple[str, Scenario, list[asyncio.Task[MultiTurnTrajectory]]]] = []
-    seen: Counter[str] = Counter()
     try:
         async with asyncio.TaskGroup() as tasks:
-            for index, scenario in enumerate(scenarios):
-                scenario_id = str((scenario or {}).get("id", f"scenario-{index}"))
-                plans = await _plan_group(
-                    environment,
-                    scenario,
-                    name=(step, scenario_id, seen[scenario_id]),
-                    num_generations=num_generations,
-                    seed=seed,
-                    rollout_number=rollout_number,
-                )
-                seen[scenario_id] += 1
-                shown = plans[0].scenario or {"id": scenario_id}
-                running = [tasks.create_task(play(plan)) for plan in plans]
-                planned.append((plans[0].group_id, shown, running))
+            playing = [tasks.create_task(play(plan)) for plan in plans]
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors
-    return [
-        TrajectoryGroup(group_id, scenario, [task.result() for task in running])
-        for group_id, scenario, running in planned
-    ]
-
-
-async def _plan_group(
-    environment: Environment,
-    scenario: Scenario | None,
-    *,
-    name: tuple[int, str, int],
-    num_generations: int,
-    seed: int,
-    rollout_number: int,
-) -> list[EpisodePlan]:
-    step, scenario_id, occurrence = name
-    group_id = f"step-{step}/{scenario_id}" + (f"~{occurrence}" if occurrence else "")
-    # A group compares answers to the same start; where the environment chooses, it chooses once.
-    start = await environment.reset() if scenario is None else None
-    return [
-        EpisodePlan(
-            trajectory_id=f"{group_id}/{sample}",
-            group_id=group_id,
-            scenario=start.scenario if start else scenario,
-            seed=derive_seed(seed, step, scenario_id, occurrence, sample),
-            conversation_id=f"rollout-{rollout_number}/{group_id}/{sample}",
-            engine_group_id=f"rollout-{rollout_number}/{group_id}",
-            state=copy.deepcopy(start),
-        )
-        for sample in range(num_generations)
-    ]
+    return [task.result() for task in playing]
