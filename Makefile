@@ -12,14 +12,12 @@ help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 # A stamp holds what was installed: setting up a second time is quick, and a changed pin sets up again.
-$(VENV)/.stamp-run: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e ".[pipeline]" -c constraints.txt
+$(VENV)/.stamp-run: pyproject.toml constraints.txt .ci/install
+	@PYTHON=$(PYTHON) .ci/install pipeline
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt .ci/install
+	@PYTHON=$(PYTHON) .ci/install dev
 	@touch $@ $(VENV)/.stamp-run
 
 setup: $(VENV)/.stamp-run ## install what the line needs into .venv
