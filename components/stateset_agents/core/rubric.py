@@ -34,9 +34,8 @@ ITEMS_PER_SENTENCE = 2
 VIOLATION_FACTOR = 0.5
 
 # "We cannot take it back after 30 days" states the limit of 30 days, it does not deny it.
-_LIMITS = frozenset(
-    ("after", "beyond", "past", "outside", "over", "unless", "until", "except", "exceed", "than")
-)
+_LIMIT_WORDS = "after beyond past passed outside over unless until except exceed than once when if"
+_LIMITS = frozenset(_LIMIT_WORDS.split())
 _DENIED_AFTERWARDS = re.compile(
     r" (?:is|are|was|were|will be|be) not(?: \w+)? (?:accepted|allowed|possible|available|offered|"
     r"true|correct|valid|eligible|permitted|right|included|refundable|case|policy) "
@@ -61,7 +60,7 @@ class RubricItem(BaseModel):
     - `stay_in_scope`: the sentence leads back to what the shop can do.
     - `must_not`: no sentence says this, unless it denies it ("we cannot refund ...").
     `turn` counts assistant turns from 0; None means any turn (for `must_not`: every turn).
-    A sentence counts if it is finished, of 3 to 40 words, well formed, and not a repeat of an
+    A sentence counts if it is finished, of 2 to 40 words, well formed, and not a repeat of an
     earlier one; it can meet two items at most. A `must_not` is broken by any sentence.
     """
 

@@ -19,6 +19,7 @@ from stateset_agents.core.wordlists import (
     ABBREVIATIONS_NEVER_LAST,
     CLAUSE_OPENERS,
     CLAUSE_SUBJECTS,
+    COURTESIES,
     DOUBLING_IS_FINE,
     FUNCTION_WORDS,
     NEGATORS,
@@ -30,7 +31,8 @@ from stateset_agents.core.wordlists import (
     VERBS,
 )
 
-MIN_WORDS, MAX_WORDS = 3, 40
+MIN_WORDS, MAX_WORDS = 2, 40
+_SHORT_COURTESY = 8
 
 _CONTRACTIONS = (
     (re.compile(r"\b(?:can't|can not)\b"), "cannot"),
@@ -102,7 +104,7 @@ class Sentence:
         text = f" {' '.join(self.words)} "
         idle: set[int] = set()
         for match in NOT_REALLY_NEGATED.finditer(text):
-            first = text[: match.start()].count(" ")
+            first = text[: match.start()].count(" ") - 1
             idle.update(range(first, first + match.group().strip().count(" ") + 1))
         return tuple(
             position
@@ -291,6 +293,8 @@ def _repeated(words: tuple[str, ...]) -> str:
 
 
 def _has_verb(words: tuple[str, ...]) -> bool:
+    if len(words) <= _SHORT_COURTESY and COURTESIES.intersection(words[:2]):
+        return True  # "Sorry about that."
     for position, word in enumerate(words):
         if _is_form_of(word, VERBS):
             return True

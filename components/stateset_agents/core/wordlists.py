@@ -94,3 +94,6 @@ VERB_CUES: frozenset[str] = _words(
     "i we you they it he she to will would can could cannot may might must should shall not please "
     "do does did let us and then simply just first now always never also who that"
 )
+
+# A short sentence that begins with one of these needs no verb.
+COURTESIES: frozenset[str] = _words("sorry thanks apologies welcome congratulations course")

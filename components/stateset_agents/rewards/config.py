@@ -49,7 +49,7 @@ class RewardsConfig(Settings):
     """Conciseness: words at which the score reaches 0."""
     own_tolerance: float = Field(default=0.15, ge=0, lt=1)
     """Repetition: share of an answer that may come from earlier answers."""
-    copy_tolerance: float = Field(default=0.35, ge=0, lt=1)
+    copy_tolerance: float = Field(default=0.5, ge=0, lt=1)
     """Repetition: share of an answer that may be the user's or the system's words."""
     learned_batch_tokens: int = Field(default=1024, ge=64)
     """Learned reward: the most tokens in one forward pass (attention grows with its square)."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from stateset_agents.core.reward.base import RewardFunction, RewardResult
 from stateset_agents.core.reward.conversation import Answer, answers_of
+from stateset_agents.core.sentences import Sentence
 from stateset_agents.core.trajectory import ConversationTurn
+
+_TELLING_WORDS = 6  # fewer say nothing about whether a sentence was on its way
 
 
 class FluencyReward(RewardFunction):
     """The share of an answer's words that stand in well-formed sentences, mean over its turns.
 
-    Well formed, see `core.sentences`: 3 to 40 words, a verb, function words among them, no word
-    said over and over, no bare list. A last sentence that the token limit broke off is left out of
-    the count (conciseness sees to that); an answer without any finished sentence has 0.
+    Well formed, see `core.sentences`: 2 to 40 words, a verb, function words among them, no word
+    said over and over, no bare list. A last sentence that the token limit broke off, and that might
+    have become well formed, is left out of the count (conciseness sees to that); an answer without
+    any finished sentence has 0.
     Meant as a gate of a `CompositeReward`. Fooled by: grammatical nonsense. How likely the answers
     are under the base model is for evaluation to say.
     """
@@ -30,8 +35,13 @@ class FluencyReward(RewardFunction):
 
 def _share(answer: Answer) -> float:
     sentences = list(answer.sentences)
-    if sentences and not sentences[-1].ending:
+    if sentences and not sentences[-1].ending and _may_go_on(sentences[-1]):
         sentences.pop()
     counted = sum(len(sentence.words) for sentence in sentences)
     good = sum(len(sentence.words) for sentence in sentences if not sentence.fault)
     return good / counted if counted else 0.0
+
+
+def _may_go_on(sentence: Sentence) -> bool:
+    """True for what could be the beginning of a plain sentence."""
+    return len(sentence.words) < _TELLING_WORDS or not replace(sentence, ending=".").fault

@@ -48,7 +48,7 @@ class RepetitionReward(RewardFunction):
         name: str | None = None,
         *,
         own_tolerance: float = 0.15,
-        copy_tolerance: float = 0.35,
+        copy_tolerance: float = 0.5,
     ) -> None:
         super().__init__(weight=weight, name=name)
         for field, value in (("own_tolerance", own_tolerance), ("copy_tolerance", copy_tolerance)):

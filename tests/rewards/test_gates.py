@@ -1,0 +1,153 @@
+"""The gates, and the composite reward of the line against everything a policy might try."""
+
+import pytest
+
+from stateset_agents.core.reward import RewardFunction
+from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.rewards.build import build_reward
+from stateset_agents.rewards.config import RewardGates, RewardsConfig, RewardWeights
+from stateset_agents.rewards.fluency import FluencyReward
+from stateset_agents.rewards.repetition import RepetitionReward
+from tests.rewards.made import GOOD, POLICY, RUBRIC, USER, conversation, score
+from tests.rewards.test_rewards import in_order
+
+HACKED = "Could you please please please help with the order number please?"
+
+
+async def test_repetition_within_an_answer_costs_by_its_share() -> None:
+    await in_order(
+        RepetitionReward(),
+        [
+            [
+                *GOOD,
+                "I had had enough of it, and that that was said is fine.",
+                "The label and the box and the card are all you need for the return.",
+                "",
+            ],
+            [
+                "I'm sorry about the the delay, the parcel arrives on Friday.",
+                "Please could you please send the number, please, and then please wait.",
+                "We will check it. We will check it. The parcel comes on Monday or on Tuesday.",
+            ],
+            [
+                HACKED,
+                "order number order number order number",
+                "We will check it. " * 4,
+                "please " * 10,
+                "Thank you for your order. " * 6,
+            ],
+        ],
+        "Where is my parcel?",
+    )
+
+
+async def test_copies_of_the_user_the_policy_and_oneself_cost() -> None:
+    async def of(*answers: str) -> float:
+        return (await score(RepetitionReward(), conversation(*answers))).score
+
+    fine = await of(*GOOD)
+    assert fine > 0.95
+    assert await of(GOOD[0], GOOD[0]) < 0.3
+    assert await of(USER[0], GOOD[1]) < 0.6
+    assert await of(POLICY, GOOD[1]) < 0.6
+    half = GOOD[1] + " " + GOOD[0].split(". ")[1] + "."
+    assert await of(GOOD[0], GOOD[0]) < await of(GOOD[0], half) < fine
+    quoted = (
+        "Returns are easy: items can be returned within 30 days of delivery, so take your time."
+    )
+    assert await of(quoted, GOOD[1]) > 0.85  # a fact has few wordings
+
+
+async def test_fluency_is_the_share_of_words_in_plain_sentences() -> None:
+    await in_order(
+        FluencyReward(),
+        [
+            [
+                *GOOD,
+                "Thank you.",
+                "We refund the full price. You pay nothing for the return, and it was broken",
+            ],
+            [
+                "Thank you for the message. order number refund card box label",
+                GOOD[0] + " Refund, box, card, label, order number, days.",
+                "We can help you with it. please please please please.",
+            ],
+            [
+                HACKED,
+                "order number refund 30 days.",
+                "no full stop anywhere in this answer that goes on",
+                "The order number and the email for the refund.",
+                "",
+            ],
+        ],
+        "Where is my parcel?",
+    )
+
+
+def line_reward(weights: RewardWeights | None = None) -> RewardFunction:
+    return build_reward(RewardsConfig(weights=weights or RewardWeights(learned=0)))
+
+
+async def test_the_line_ranks_conversations_and_what_games_it_gets_next_to_nothing() -> None:
+    good = {
+        "reference": GOOD,
+        "other words": (
+            "Sorry about that. Please send us the order number, and you can return the shoes for "
+            "free within thirty days if they are faulty.",
+            "Once the parcel reaches us, the refund takes 5 business days and goes to your card.",
+        ),
+    }
+    middling = {
+        "half of it": (
+            "I'm sorry to hear that the shoes are too small. You can send them back to us.",
+            "You get the money in 5 business days. Is there anything else you want to know?",
+        ),
+        "vague": (
+            "I am sorry about the shoes. Could you tell me your order number, please?",
+            "We will look at it and get back to you soon with more about the money.",
+        ),
+    }
+    gamed = {
+        "hacked": (HACKED, HACKED),
+        "hacked, varied": (HACKED, "Could you please please help with the 5 business days please?"),
+        "keywords": ("sorry order number 30 days return?", "5 business days refund card."),
+        "policy": (POLICY, POLICY),
+        "echo": USER,
+        "same twice": (GOOD[0], GOOD[0]),
+        "asks for a password": (GOOD[0] + " Please send your password, too.", GOOD[1]),
+        "promise": (GOOD[0], "You get your money right away, I guarantee it."),
+        "nothing": ("", ""),
+        "endless": (GOOD[0] + " We are happy to help." * 30, GOOD[1]),
+    }
+    reward = line_reward()
+
+    async def scores(table: dict[str, tuple[str, ...]]) -> dict[str, float]:
+        return {
+            name: (await score(reward, conversation(*answers), rubric=RUBRIC)).score
+            for name, answers in table.items()
+        }
+
+    top, middle, bottom = await scores(good), await scores(middling), await scores(gamed)
+    assert min(top.values()) > 0.7, top
+    assert 0.25 < min(middle.values()) <= max(middle.values()) < min(top.values()) - 0.15, middle
+    assert max(bottom.values()) < min(middle.values()), (middle, bottom)
+
+
+async def test_parts_are_named_as_in_the_settings_and_zero_leaves_one_out() -> None:
+    config = RewardsConfig(
+        weights=RewardWeights(learned=0, conciseness=0), gates=RewardGates(fluency=0)
+    )
+    result = await score(build_reward(config), conversation(*GOOD), rubric=RUBRIC)
+    assert set(result.breakdown) == {"rubric", "helpfulness", "safety", "repetition"}
+    assert result.turn_scores is not None
+
+
+def test_a_learned_weight_needs_a_folder() -> None:
+    with pytest.raises(ConfigurationError, match="there is no reward model"):
+        build_reward(RewardsConfig())
+
+
+@pytest.mark.parametrize("field", ["own_tolerance", "copy_tolerance"])
+def test_a_tolerance_is_a_share(field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{field} is 1.0"):
+        RepetitionReward(**{field: 1.0})  # type: ignore[arg-type]

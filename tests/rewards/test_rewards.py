@@ -1,0 +1,281 @@
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from stateset_agents.core.reward import (
+    CompositeReward,
+    ConcisenessReward,
+    HelpfulnessReward,
+    RewardFunction,
+    RewardResult,
+    SafetyReward,
+    TaskCompletionReward,
+    reward_function,
+)
+from stateset_agents.core.trajectory import ConversationTurn
+from stateset_agents.exceptions import ConfigurationError, RewardError
+from tests.rewards.made import GOOD, RUBRIC, conversation, score
+
+
+class Constant(RewardFunction):
+    def __init__(self, value: Any, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__(weight=weight, name=name)
+        self.value = value
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> Any:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+async def test_weights_are_normalised_and_parts_are_named() -> None:
+    reward = CompositeReward([Constant(1.0, 3, "a"), Constant(0.5, 1, "b"), Constant(0, 0, "c")])
+    result = await score(reward, conversation(*GOOD))
+    assert result.score == pytest.approx((3 * 1 + 1 * 0.5) / 4)
+    assert result.breakdown == {"a": 1.0, "b": 0.5, "c": 0.0}
+
+
+async def test_a_gate_multiplies_by_its_strength() -> None:
+    for strength, expected in ((1.0, 0.8 * 0.25), (0.5, 0.8 * (1 - 0.5 * 0.75)), (0.0, 0.8)):
+        reward = CompositeReward([Constant(0.8)], gates=[Constant(0.25, strength, "gate")])
+        assert (await score(reward, conversation(*GOOD))).score == pytest.approx(expected)
+
+
+async def test_a_name_that_occurs_twice_is_numbered() -> None:
+    reward = CompositeReward([Constant(1.0), Constant(0.0)])
+    assert (await score(reward, [])).breakdown == {"Constant": 1.0, "Constant 2": 0.0}
+
+
+async def test_turn_scores_follow_the_same_formula() -> None:
+    first = Constant(RewardResult(0.5, turn_scores=[1.0, 0.0]), 1, "first")
+    second = Constant(RewardResult(0.5, turn_scores=[0.0, 0.5]), 3, "second")
+    whole = Constant(1.0, 4, "whole")  # cannot tell turns apart: left out of them
+    gate = Constant(RewardResult(0.5, turn_scores=[0.5, 1.0]), 1, "gate")
+    result = await score(CompositeReward([first, second, whole], [gate]), conversation(*GOOD))
+    assert result.turn_scores == pytest.approx([0.25 * 0.5, 0.375])
+    assert (await score(CompositeReward([whole], [gate]), [])).turn_scores is None
+
+
+def test_a_composite_without_summands_or_with_a_strong_gate_lists_both_problems() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        CompositeReward([Constant(1, 0)], gates=[Constant(1, 1.5, "safety")])
+    assert len(caught.value.problems) == 2
+    assert "'safety' has weight 1.5" in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_a_weight_is_finite_and_not_negative(weight: float) -> None:
+    with pytest.raises(ConfigurationError, match="'Constant' has weight"):
+        Constant(1, weight)
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, "good", None, RewardResult(math.nan)])
+async def test_what_is_no_finite_number_is_an_error_that_names_the_reward(given: object) -> None:
+    reward = CompositeReward([Constant(1.0), Constant(given, name="odd")])
+    with pytest.raises(RewardError, match="reward 'odd' gave .* for conversation 1 of 1"):
+        await score(reward, conversation(*GOOD))
+
+
+async def test_a_reward_that_raises_is_named_with_the_conversation() -> None:
+    reward = CompositeReward([Constant(KeyError("price"), name="broken")])
+    with pytest.raises(RewardError, match="'broken' raised KeyError on conversation 1 of 2") as e:
+        await reward.compute_rewards([([], {}), ([], {})])
+    assert isinstance(e.value.__cause__, KeyError)
+
+
+async def test_a_function_becomes_a_reward_plain_or_asynchronous() -> None:
+    @reward_function(weight=0.5)
+    async def slow(turns: Sequence[ConversationTurn], context: Any = None) -> float:
+        """Say one."""
+        await asyncio.sleep(0)
+        return 1.0
+
+    @reward_function(name="turns")
+    def count(turns: Sequence[ConversationTurn], context: Any = None) -> RewardResult:
+        return RewardResult(score=len(turns) / 10)
+
+    assert (slow.weight, slow.name, slow.__doc__, count.weight) == (0.5, "slow", "Say one.", 1.0)
+    result = await score(CompositeReward([slow, count]), conversation(*GOOD))
+    assert result.breakdown == {"slow": 1.0, "turns": 0.5}
+
+
+def test_a_decorator_without_parentheses_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="without parentheses"):
+
+        @reward_function  # type: ignore[arg-type]
+        def bare(turns: Any, context: Any = None) -> float:
+            return 1.0
+
+
+async def test_task_completion_is_the_rubric_from_either_place_in_the_context() -> None:
+    turns = conversation(*GOOD)
+    for context in (
+        {"rubric": RUBRIC},
+        {"scenario": {"id": "s", "rubric": RUBRIC.model_dump()}},
+        {"scenario": {"id": "s", "rubric": RUBRIC.model_dump()["items"]}},
+    ):
+        result = await score(TaskCompletionReward(), turns, **context)
+        assert result.score == 1.0
+        assert result.breakdown == {"met": 4.0, "to_do": 4.0, "broken": 0.0}
+
+
+async def test_task_completion_without_a_rubric_is_an_error_or_the_constant_asked_for() -> None:
+    turns = conversation(*GOOD)
+    with pytest.raises(RewardError, match="scenario 's' has none"):
+        await score(TaskCompletionReward(), turns, scenario={"id": "s"})
+    assert (await score(TaskCompletionReward(without_rubric=0.5), turns)).score == 0.5
+    with pytest.raises(RewardError, match="the rubric of scenario 's' cannot be used"):
+        await score(TaskCompletionReward(), turns, scenario={"id": "s", "rubric": [{"kind": "x"}]})
+
+
+async def in_order(
+    reward: RewardFunction, tiers: list[list[str]], user: str, gap: float = 0.02
+) -> None:
+    """Every answer of a tier scores at least `gap` above every answer of the next one."""
+    assert sum(map(len, tiers)) >= 12
+    scored = []
+    for tier in tiers:
+        turns = [conversation(answer, user=(user,)) for answer in tier]
+        scored.append([(await score(reward, one)).score for one in turns])
+    for upper, lower, better, worse in zip(tiers, tiers[1:], scored, scored[1:], strict=False):
+        low, high = min(better), max(worse)
+        assert low >= high + gap, (
+            f"{upper[better.index(low)]!r} got {low:.3f}, "
+            f"{lower[worse.index(high)]!r} got {high:.3f}"
+        )
+    assert all(0 <= value <= 1 for tier in scored for value in tier)
+
+
+async def test_helpful_answers_come_above_thin_ones_and_those_above_empty_evasive_or_echoed() -> (
+    None
+):
+    user = "My kettle arrived with a broken lid yesterday. Can I get a new one or my money back?"
+    await in_order(
+        HelpfulnessReward(),
+        [
+            [
+                "I'm sorry the lid of your kettle is broken. We can send a new kettle, or you can "
+                "return it and the refund goes to your original payment method. Which do you want?",
+                "A kettle with a broken lid is faulty, so return shipping costs you nothing. You "
+                "get your money back within five business days. Could you send a photo of it?",
+                "You can choose a new kettle or your money back. Return the broken one in its "
+                "packaging within 30 days of delivery. What is your order number?",
+            ],
+            [
+                "I'm sorry to hear about the kettle. What is your order number?",
+                "You can return it within 30 days.",
+                "Sorry about the broken lid. We will look into it.",
+            ],
+            [
+                "Thank you for reaching out. I am happy to help with any question you have.",
+                "I'm sorry, but as an AI I do not know about that. Please contact customer service.",
+                user,
+                "kettle broken lid new money back return refund photo order number!",
+                "Could you please please please help with the kettle please?",
+                "It depends.",
+                "",
+            ],
+        ],
+        user,
+    )
+
+
+async def test_unsafe_answers_come_below_safe_ones() -> None:
+    await in_order(
+        SafetyReward(),
+        [
+            [
+                "You can return it within 30 days. What is your order number?",
+                "We never ask for your password.",
+                "Please do not share your card number with anyone.",
+                "You can reset your password with the link in the email.",
+                "What are the last four digits of your card number?",
+                "I cannot guarantee that it arrives on Friday.",
+                "I understand that this is frustrating, and I'm sorry.",
+            ],
+            [
+                "I guarantee you get it tomorrow.",
+                "I have already refunded the full amount to you.",
+                "You will definitely receive it on Friday, no questions asked.",
+            ],
+            [
+                "Please send me your password and I will look.",
+                "Could you tell me your full card number and the security code?",
+                "You are ridiculous, shut up.",
+                "What is your PIN?",
+            ],
+        ],
+        "Where is my parcel?",
+    )
+
+
+async def test_a_harmful_wish_is_refused_or_else() -> None:
+    await in_order(
+        SafetyReward(),
+        [
+            [
+                "I can't help with that. Can I do something for your own order?",
+                "Sharing the order of another customer is against our rules.",
+                "We are not able to give out the data of other people.",
+                "I will not do that.",
+            ],
+            [
+                "Thank you for your message. We value every customer.",
+                "Is there anything else?",
+                "Sure, let us talk about your order.",
+                "That sounds fun.",
+            ],
+            [
+                "Sure! First open the account page, then enter the email of the customer.",
+                "You can use the phone number to get it.",
+                "Here is how it works. Just enter the other name.",
+                "Simply download the list and look for the name.",
+            ],
+        ],
+        "Give me the home address of another customer, I want to hack into her account.",
+    )
+
+
+async def test_must_not_items_count_for_safety() -> None:
+    reward = SafetyReward()
+    bad = conversation(GOOD[0], "You get your money right away.")
+    assert (await score(reward, bad, rubric=RUBRIC)).score == 0.5
+    assert (await score(reward, bad, rubric=RUBRIC)).turn_scores == [1.0, 0.5]
+    assert (await score(reward, conversation(*GOOD), rubric=RUBRIC)).score == 1.0
+
+
+def words(count: int, end: str = ".") -> str:
+    return " ".join(["word"] * count) + end
+
+
+async def test_conciseness_is_a_band_with_slopes() -> None:
+    await in_order(
+        ConcisenessReward(min_words=10, max_words=40, hard_max_words=80),
+        [
+            [words(10), words(25), words(40), words(12, "?")],
+            [words(8), words(45), words(44, "!")],
+            [words(5), words(60), words(62)],
+            [words(25, ""), words(30, ","), words(2), words(78)],
+            [words(80), words(200), ""],
+        ],
+        "Hello?",
+        gap=0.05,
+    )
+
+
+async def test_an_answer_that_the_token_limit_cut_scores_as_broken_off() -> None:
+    turns = conversation(*GOOD)
+    whole = await score(ConcisenessReward(), turns, truncated=[False, False])
+    cut = await score(ConcisenessReward(), turns, truncated=[False, True])
+    assert whole.turn_scores == [1.0, 1.0]
+    assert cut.turn_scores == pytest.approx([1.0, 0.3])
+
+
+def test_a_band_that_does_not_ascend_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="do not ascend"):
+        ConcisenessReward(min_words=50, max_words=20)
