@@ -141,6 +141,10 @@ class Trainer:
             keep=self.config.save_total_limit if keep is None else keep,
         )
 
+    async def close(self) -> None:
+        """Free the engine's memory; the agent cannot speak after it."""
+        await self.agent.engine.aclose()
+
     # --- the loop --------------------------------------------------------------------------------
 
     async def train(

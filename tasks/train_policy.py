@@ -1,0 +1,221 @@
+"""Step: train the policy on the training scenarios by reinforcement learning.
+
+Reads the sections `agent`, `rewards` and `train`, data/validated/train.jsonl, data/base_model and
+data/reward_model. Writes data/policy (an adapter or a whole model, the tokenizer, policy.json) and
+data/reports/policy (metrics.json, steps.jsonl, conversations.md). A run that was cut off goes on
+from .stateset/checkpoints/train_policy if nothing that decides it has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
+from stateset_agents.core.environment import ConversationEnvironment
+from stateset_agents.data.readers import read_scenarios
+from stateset_agents.exceptions import PipelineError
+from stateset_agents.rewards.build import build_reward
+from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.lineage import collect_lineage, fingerprint
+from stateset_agents.tracking.loggers import CompositeLogger, JsonlLogger
+from stateset_agents.tracking.mlflow_run import RUN_LINK, TrackedRun, read_link, start_run
+from stateset_agents.training.callbacks import CheckpointCallback, TrainingCallback
+from stateset_agents.training.checkpoint import digest, latest_checkpoint, matches
+from stateset_agents.training.conversation_samples import ConversationSamples
+from stateset_agents.training.progress import ProgressBar
+from stateset_agents.training.trainer import Trainer
+from tasks import entry, paths
+from tasks.folders import in_place
+
+SCENARIOS = paths.VALIDATED / "train.jsonl"
+STATE = paths.CHECKPOINTS / "train_policy"
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig) -> None:
+    """Train and write data/policy; checkpoints are removed once it is there."""
+    _check_inputs(config)
+    trainer = _make_trainer(config)
+    checkpoint = _fitting_checkpoint(trainer)
+    lineage = {
+        "scenarios": SCENARIOS,
+        "base_model": paths.BASE_MODEL,
+        "reward_model": paths.REWARD_MODEL,
+    }
+    settings = {name: getattr(config, name).model_dump() for name in ("train", "agent", "rewards")}
+    with start_run(
+        config.tracking,
+        "train_policy",
+        collect_lineage({name: path for name, path in lineage.items() if path.exists()}),
+        params=settings,
+        resume_run_id=read_link(STATE / RUN_LINK) if checkpoint else None,
+    ) as tracked:
+        tracked.write_link(STATE / RUN_LINK)
+        samples = _train(trainer, tracked, checkpoint)
+        with in_place(paths.POLICY) as folder:
+            _write_policy(folder, trainer, config, tracked.run_id)
+        metrics = _write_report(trainer, samples)
+        tracked.log_metrics({f"final/{name}": value for name, value in metrics.items()})
+        tracked.log_artifact(paths.POLICY_REPORT, "policy_report")
+        tracked.write_link(paths.POLICY_REPORT / RUN_LINK)
+    shutil.rmtree(STATE)
+    _print_summary(metrics)
+
+
+def _check_inputs(config: RunConfig) -> None:
+    """Name everything that is missing and the step that makes it."""
+    makers = {SCENARIOS: "validate_scenarios", paths.BASE_MODEL: "fetch_base_model"}
+    if config.rewards.weights.learned > 0:
+        makers[paths.REWARD_MODEL] = "train_reward_model"
+    missing = [f"{path} is missing; run the step {makers[path]}" for path in makers
+               if not path.exists()]  # fmt: skip
+    if missing:
+        raise PipelineError("\n".join(missing))
+
+
+def _make_trainer(config: RunConfig) -> Trainer:
+    scenarios = [scenario.model_dump() for scenario in read_scenarios(SCENARIOS)]
+    learned = config.rewards.weights.learned > 0
+    environment = ConversationEnvironment(
+        scenarios, max_turns=2 * max(len(scenario["user_responses"]) for scenario in scenarios)
+    )
+    rewarded_by: dict[str, Any] = {"settings": config.rewards.model_dump()}
+    if learned:
+        rewarded_by["model"] = fingerprint(paths.REWARD_MODEL)
+    return Trainer(
+        MultiTurnAgent(AgentConfig(model_name=str(paths.BASE_MODEL), **config.agent.model_dump())),
+        environment,
+        build_reward(config.rewards, paths.REWARD_MODEL if learned else None),
+        config.train,
+        fingerprint={"rewards": digest(rewarded_by)},
+    )
+
+
+def _fitting_checkpoint(trainer: Trainer) -> Path | None:
+    """The newest checkpoint of exactly this run; those of another are removed."""
+    found = latest_checkpoint(STATE)
+    if found is not None and matches(found, trainer.fingerprint):
+        _log.info("going on from %s", found)
+        return found
+    if STATE.exists():
+        if found is not None:
+            _log.info("%s is of a run with other data or settings; starting anew", found)
+        shutil.rmtree(STATE)
+    return None
+
+
+def _train(trainer: Trainer, tracked: TrackedRun, checkpoint: Path | None) -> ConversationSamples:
+    steps = JsonlLogger(STATE / "steps.jsonl")
+    if checkpoint is not None:
+        steps.truncate_after(int(checkpoint.name.rpartition("_")[2]))
+    trainer.logger = CompositeLogger([steps, tracked.metric_logger(every=1)])
+    samples = ConversationSamples()
+    try:
+        with ProgressBar(Console(stderr=True)) as bar:
+            callbacks: list[TrainingCallback] = [bar, samples, CheckpointCallback(STATE)]
+            asyncio.run(_train_and_close(trainer, callbacks, checkpoint))
+    finally:
+        trainer.logger.close()
+    return samples
+
+
+async def _train_and_close(
+    trainer: Trainer, callbacks: list[TrainingCallback], checkpoint: Path | None
+) -> None:
+    try:
+        await trainer.train(callbacks, resume_from=checkpoint)
+    finally:
+        await trainer.close()
+
+
+def _write_policy(folder: Path, trainer: Trainer, config: RunConfig, run_id: str) -> None:
+    trainer.policy.save(folder)
+    trainer.agent.tokenizer.hf.save_pretrained(folder)
+    described = {
+        "base_model": str(paths.BASE_MODEL),
+        "base_model_source": config.base_model.source,
+        "kind": "adapter" if config.train.use_lora else "model",
+        "algorithm": config.train.algorithm,
+        "steps": trainer.step,
+        "stop_reason": trainer.stop_reason,
+        "mlflow_run_id": run_id,
+        "fingerprint": trainer.fingerprint,
+        "train": config.train.model_dump(),
+        "agent": config.agent.model_dump(),
+    }
+    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_report(trainer: Trainer, samples: ConversationSamples) -> dict[str, float]:
+    lines = (STATE / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = _summarise([json.loads(line) for line in lines])
+    with in_place(paths.POLICY_REPORT) as folder:
+        shutil.copy(STATE / "steps.jsonl", folder / "steps.jsonl")
+        (folder / "conversations.md").write_text(samples.to_markdown(), encoding="utf-8")
+        text = json.dumps(metrics, indent=2, sort_keys=True)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    return metrics
+
+
+def _summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over the first and the last tenth of the steps (at least three), and totals.
+
+    The reward here is that of sampled training conversations; what counts is the evaluation's.
+    """
+    window = min(len(steps), max(3, len(steps) // 10))
+    shown = ["reward/mean", *sorted(name for name in steps[-1] if name.startswith("reward/parts/"))]
+    metrics: dict[str, float] = {"steps": len(steps)}
+    for name in shown:
+        metrics[f"first/{name}"] = _mean(steps[:window], name)
+        metrics[f"last/{name}"] = _mean(steps[-window:], name)
+    for name in (
+        "policy/kl_to_reference",
+        "policy/entropy",
+        "policy/clipped_fraction",
+        "policy/sampling_difference_mean",
+        "reward/within_group_std",
+        "rollout/answer_tokens_mean",
+        "rollout/truncated_fraction",
+    ):
+        metrics[f"last/{name}"] = _mean(steps[-window:], name)
+    metrics["failed_rollouts"] = sum(step["rollout/failed"] for step in steps)
+    metrics["best/reward/mean"] = max(step["reward/mean"] for step in steps)
+    metrics["tokens_per_second/rollout"] = _mean(steps, "tokens_per_second/rollout")
+    metrics["tokens_per_second/update"] = _mean(steps, "tokens_per_second/update")
+    for stage in ("rollout", "reward", "update", "step"):
+        metrics[f"seconds/{stage}"] = sum(step[f"seconds/{stage}"] for step in steps)
+    return metrics
+
+
+def _mean(steps: list[dict[str, Any]], name: str) -> float:
+    """Over the steps that measured it; 0 when none did (no row taught anything)."""
+    values = [step[name] for step in steps if step.get(name) is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
+def _print_summary(metrics: Mapping[str, float]) -> None:
+    table = Table(title=f"Policy trained in {metrics['steps']:.0f} steps", title_justify="left")
+    for column in ("on sampled training conversations", "first steps", "last steps"):
+        table.add_column(column, justify="left" if column.startswith("on") else "right")
+    for name in sorted(name for name in metrics if name.startswith("first/")):
+        measure = name.removeprefix("first/")
+        table.add_row(
+            measure.removeprefix("reward/parts/"),
+            f"{metrics[name]:.3f}",
+            f"{metrics[f'last/{measure}']:.3f}",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    entry.main(run)
