@@ -28,10 +28,6 @@ def smollm2_dir() -> Path:
     named = os.environ.get("STATESET_TEST_SMOLLM2")
     if named:
         return Path(named)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "stateset-agents" / "smollm2-135m-instruct"
-    if not (folder / "config.json").is_file():
-        from stateset_agents.tracking.model_sources import fetch_model
+    from stateset_agents.tracking.model_sources import cached_model
 
-        fetch_model(SMOLLM2_SOURCE, folder)
-    return folder
+    return cached_model(SMOLLM2_SOURCE)

@@ -336,7 +336,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(
     make_engine: MakeEngine, tokenizer: ChatTokenizer
 ) -> None:
     engine = make_engine()
-    with pytest.raises(ContextLengthError, match="2049|exceed the context of 2048"):
+    with pytest.raises(ContextLengthError, match="exceed the context of 2048"):
         run(engine, [request([5] * 2000, max_new_tokens=49)])
     with pytest.raises(EngineError, match="temperature is -1"):
         run(engine, [request([5], temperature=-1.0, max_new_tokens=0)])
