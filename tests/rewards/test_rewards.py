@@ -77,7 +77,7 @@ def test_a_weight_is_finite_and_not_negative(weight: float) -> None:
 @pytest.mark.parametrize("given", [math.nan, math.inf, "good", None, RewardResult(math.nan)])
 async def test_what_is_no_finite_number_is_an_error_that_names_the_reward(given: object) -> None:
     reward = CompositeReward([Constant(1.0), Constant(given, name="odd")])
-    with pytest.raises(RewardError, match="reward 'odd' gave .* for conversation 1 of 1"):
+    with pytest.raises(RewardError, match=r"reward 'odd' gave .* for conversation 1 of 1"):
         await score(reward, conversation(*GOOD))
 
 
@@ -173,7 +173,7 @@ async def test_helpful_answers_come_above_thin_ones_and_those_above_empty_evasiv
             ],
             [
                 "Thank you for reaching out. I am happy to help with any question you have.",
-                "I'm sorry, but as an AI I do not know about that. Please contact customer service.",
+                "I'm sorry, as an AI I do not know that. Please contact customer service.",
                 user,
                 "kettle broken lid new money back return refund photo order number!",
                 "Could you please please please help with the kettle please?",

@@ -236,9 +236,10 @@ def test_any_text_gives_a_score_between_0_and_1_that_its_turns_do_not_exceed(
     assert len(outcome.turn_scores) == len(answers)
 
 
-@given(st.permutations("You can return order number 30 days sorry refund 5 business".split()))
+_KEYWORDS = "return order number 30 days sorry refund 5 business delivery".split()  # noqa: SIM905
+
+
+@given(st.permutations(_KEYWORDS))
 def test_shuffled_keywords_meet_no_item(words: list[str]) -> None:
     text = " ".join(words) + "?"
-    if check_rubric(RUBRIC, [text, text]).score:
-        # a shuffle may happen to be a sentence of two words or more that asks; it is one at most
-        assert sum(one.met for one in check_rubric(RUBRIC, [text]).items[:-1]) <= 2
+    assert check_rubric(RUBRIC, [text, text]).score == 0

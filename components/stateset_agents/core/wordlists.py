@@ -79,8 +79,8 @@ VERBS: frozenset[str] = _words(
     "require resend reset resolve respond restart resubmit review run said save say see seem "
     "select sell send sent serve set share show sign solve sort speak spend start state stay stop "
     "submit suggest support switch take talk tell thank think took track transfer try turn "
-    "understand unlock update upgrade upload use verify visit wait want warn wear weigh went wish "
-    "wonder work worry write"
+    "treat understand unlock update upgrade upload use verify visit wait want warn wear "
+    "weigh went wish wonder work worry write"
 )
 
 # Words that are verbs only behind a subject, an auxiliary or "to", or as an imperative.
@@ -96,4 +96,6 @@ VERB_CUES: frozenset[str] = _words(
 )
 
 # A short sentence that begins with one of these needs no verb.
-COURTESIES: frozenset[str] = _words("sorry thanks apologies welcome congratulations course")
+COURTESIES: frozenset[str] = _words(
+    "sorry thanks apologies welcome congratulations course pleasure"
+)

@@ -52,7 +52,8 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
             gates.repetition,
             "repetition",
             own_tolerance=config.own_tolerance,
-            copy_tolerance=config.copy_tolerance,
+            echo_tolerance=config.echo_tolerance,
+            quoted_words=config.quoted_words,
         ),
         FluencyReward(gates.fluency, "fluency"),
     ]

@@ -41,16 +41,18 @@ class RewardsConfig(Settings):
     """Summands by name."""
     gates: RewardGates = RewardGates()
     """Factors by name."""
-    min_words: int = Field(default=12, ge=1)
+    min_words: int = Field(default=8, ge=1)
     """Conciseness: the fewest words of a full answer."""
-    max_words: int = Field(default=60, ge=1)
+    max_words: int = Field(default=50, ge=1)
     """Conciseness: the most words of a full answer."""
-    hard_max_words: int = Field(default=140, ge=2)
+    hard_max_words: int = Field(default=120, ge=2)
     """Conciseness: words at which the score reaches 0."""
-    own_tolerance: float = Field(default=0.15, ge=0, lt=1)
+    own_tolerance: float = Field(default=0.35, ge=0, lt=1)
     """Repetition: share of an answer that may come from earlier answers."""
-    copy_tolerance: float = Field(default=0.5, ge=0, lt=1)
-    """Repetition: share of an answer that may be the user's or the system's words."""
+    echo_tolerance: float = Field(default=0.35, ge=0, lt=1)
+    """Repetition: share of an answer that may be the user's words."""
+    quoted_words: int = Field(default=25, ge=1)
+    """Repetition: words of the policy that one answer may quote; three times as many give 0."""
     learned_batch_tokens: int = Field(default=1024, ge=64)
     """Learned reward: the most tokens in one forward pass (attention grows with its square)."""
     without_rubric: float | None = Field(default=None, ge=0, le=1)

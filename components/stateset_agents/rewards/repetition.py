@@ -20,26 +20,30 @@ _OWN_WORDS = 4
 class RepetitionReward(RewardFunction):
     """1 where nothing is repeated, towards 0 the more is.
 
-    Per assistant turn, the product of four factors, each 1 up to a tolerance:
+    Per assistant turn, the product of
     - `within`: word triples that occur before in the same answer (0 at two fifths of them);
     - `stutter`: a word or pair of words said twice in a row, or one content word in more than a
       tenth of the answer and more than three times; 0.5 for each;
-    - `across`: runs of four words that stood in an earlier answer of the same conversation;
-    - `copied`: runs of six words that the user or the system message said.
-    The last two fall linearly from 1 at their tolerance to 0 where all runs are copies. The
-    conversation's score is the mean of its turns' mean and its worst turn: three good answers do
-    not pay for a broken one.
+    - `own`: the share of words in runs of four that stood in an earlier answer of the conversation,
+      1 up to `own_tolerance`, falling to 0 where all of it did;
+    - `echo`: the same of runs of six words that the user said, with `echo_tolerance`;
+    - `recited`: words in runs of six from the system message, 1 up to `quoted_words` of them in one
+      answer, falling to 0 at three times as many. A count, not a share: a fact of the policy has
+      few wordings, and a short answer may be nothing else.
+    The conversation's score is the mean of its turns' mean and its worst turn: three good answers
+    do not pay for a broken one.
     Meant as a gate of a `CompositeReward`. Fooled by: saying the same in other words, and by
     repeating over many conversations one answer that fits all (see distinctness in evaluation).
 
     Args:
         own_tolerance: the share of an answer that may come from earlier answers, in [0, 1).
-        copy_tolerance: the share that may be the user's or the system's words, in [0, 1).
+        echo_tolerance: the share that may be the user's words, in [0, 1).
+        quoted_words: how many words of the policy one answer may quote, 1 or more.
         weight: its share, or its strength as a gate.
         name: its key in a composite's breakdown.
 
     Raises:
-        ConfigurationError: a tolerance outside [0, 1).
+        ConfigurationError: a tolerance outside [0, 1), or no quoted words.
     """
 
     def __init__(
@@ -47,28 +51,38 @@ class RepetitionReward(RewardFunction):
         weight: float = 1.0,
         name: str | None = None,
         *,
-        own_tolerance: float = 0.15,
-        copy_tolerance: float = 0.5,
+        own_tolerance: float = 0.35,
+        echo_tolerance: float = 0.35,
+        quoted_words: int = 25,
     ) -> None:
         super().__init__(weight=weight, name=name)
-        for field, value in (("own_tolerance", own_tolerance), ("copy_tolerance", copy_tolerance)):
-            if not 0 <= value < 1:
-                raise ConfigurationError(
-                    f"reward {self.name!r}: {field} is {value}; give a share in [0, 1)"
-                )
+        problems = [
+            f"reward {self.name!r}: {field} is {value}; give a share in [0, 1)"
+            for field, value in (
+                ("own_tolerance", own_tolerance),
+                ("echo_tolerance", echo_tolerance),
+            )
+            if not 0 <= value < 1
+        ]
+        if quoted_words < 1:
+            problems.append(f"reward {self.name!r}: quoted_words is {quoted_words}; give 1 or more")
+        if problems:
+            raise ConfigurationError(problems)
         self.own_tolerance = own_tolerance
-        self.copy_tolerance = copy_tolerance
+        self.echo_tolerance = echo_tolerance
+        self.quoted_words = quoted_words
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
     ) -> RewardResult:
         """Score one conversation; one without an assistant turn gets 1."""
         answers = answers_of(turns, context)
-        others = set(ngrams(normalised_words(policy_text(turns, context)), _COPY_WORDS))
+        policy = set(ngrams(normalised_words(policy_text(turns, context)), _COPY_WORDS))
+        user: set[tuple[str, ...]] = set()
         parts = []
         for answer in answers:
-            others.update(ngrams(normalised_words(answer.user_text), _COPY_WORDS))
-            parts.append(self._factors(answer, others))
+            user.update(ngrams(normalised_words(answer.user_text), _COPY_WORDS))
+            parts.append(self._factors(answer, user, policy))
         if not parts:
             return RewardResult(score=1.0, turn_scores=[])
         scores = []
@@ -84,16 +98,21 @@ class RepetitionReward(RewardFunction):
             turn_scores=scores,
         )
 
-    def _factors(self, answer: Answer, others: set[tuple[str, ...]]) -> dict[str, float]:
+    def _factors(
+        self, answer: Answer, user: set[tuple[str, ...]], policy: set[tuple[str, ...]]
+    ) -> dict[str, float]:
         words = normalised_words(answer.text)
         earlier: set[tuple[str, ...]] = set()
         for text in answer.earlier:
             earlier.update(ngrams(normalised_words(text), _OWN_WORDS))
+        count = len(words) or 1
+        quoted = _in_known_runs(words, _COPY_WORDS, policy)
         return {
             "within": _within(words),
             "stutter": 0.5 ** _stutters(words),
-            "across": _falls(_share(words, _OWN_WORDS, earlier), self.own_tolerance),
-            "copied": _falls(_share(words, _COPY_WORDS, others), self.copy_tolerance),
+            "own": _falls(_in_known_runs(words, _OWN_WORDS, earlier) / count, self.own_tolerance),
+            "echo": _falls(_in_known_runs(words, _COPY_WORDS, user) / count, self.echo_tolerance),
+            "recited": min(1.0, max(0.0, 1.5 - quoted / (2 * self.quoted_words))),
         }
 
 
@@ -118,15 +137,13 @@ def _stutters(words: tuple[str, ...]) -> int:
     return doubled + sum(count > 3 and count > 0.1 * len(words) for count in counts.values())
 
 
-def _share(words: tuple[str, ...], n: int, known: set[tuple[str, ...]]) -> float:
-    """The share of words that stand in a run of n words that is known."""
-    if not words or not known:
-        return 0.0
-    copied = [False] * len(words)
+def _in_known_runs(words: tuple[str, ...], n: int, known: set[tuple[str, ...]]) -> int:
+    """How many of the words stand in a run of n words that is known."""
+    covered = [False] * len(words)
     for start, gram in enumerate(ngrams(words, n)):
         if gram in known:
-            copied[start : start + n] = [True] * n
-    return sum(copied) / len(words)
+            covered[start : start + n] = [True] * n
+    return sum(covered)
 
 
 def _falls(share: float, tolerance: float) -> float:

@@ -38,9 +38,9 @@ class ConcisenessReward(RewardFunction):
         weight: float = 1.0,
         name: str | None = None,
         *,
-        min_words: int = 12,
-        max_words: int = 60,
-        hard_max_words: int = 140,
+        min_words: int = 8,
+        max_words: int = 50,
+        hard_max_words: int = 120,
     ) -> None:
         super().__init__(weight=weight, name=name)
         if not 0 < min_words <= max_words < hard_max_words:

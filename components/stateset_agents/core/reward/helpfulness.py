@@ -20,7 +20,8 @@ from stateset_agents.core.sentences import (
 from stateset_agents.core.trajectory import ConversationTurn
 
 _NEW_WORDS_PER_SENTENCE = 4
-_ENOUGH_WORDS = 10
+_ENOUGH_WORDS = 6
+_ENOUGH_OF_THE_USERS = 2
 
 _EVASIVE = re.compile(
     r" (?:as an ai|i am (?:just |only )?(?:an ai|a language model|a chatbot|not sure|unable to)|"
@@ -35,6 +36,14 @@ _COURTESY = (
     "understand sorry inconvenience issue problem matter provide information know let like good "
     "great hear sure"
 )
+_CLOSING = re.compile(
+    r" (?:thank|thanks|cheers|ta|bye|goodbye|that is (?:all|it|everything)|no more question|"
+    r"nothing else|all good|great help) "
+)
+_FAREWELL = frozenset(
+    ("welcome", "glad", "pleasure", "thank", "thanks", "happy", "goodbye", "anytime", "enjoy")
+)
+_LONGEST_FAREWELL = 16
 _EMPTY = frozenset(_COURTESY.split())
 _ACTION = re.compile(
     r" (?:you (?:can|could|will|may|should|need)|(?:we|i) (?:will|can|could|have|offer|accept|send|"
@@ -47,17 +56,20 @@ class HelpfulnessReward(RewardFunction):
 
     For each turn, over its well-formed sentences only (so fragments and word lists earn nothing):
 
-        0.35 * address    content words and numbers of the user's turn that come back; 3 suffice
-      + 0.35 * substance  content words that are not courtesy ("happy to help"); 10 suffice, those
-                          of the policy text and of the user's turn count full, other words half
-      + 0.30 * direction  0.5 each for a statement of what happens or can be done, and for a
-                          question or request that moves on; a statement alone suffices for 0.7
+        0.35 * address    content words and numbers of the user that come back; 2 suffice, those of
+                          the user's earlier turns count half
+      + 0.35 * substance  content words that are not courtesy ("happy to help"); 6 suffice, those
+                          of the policy text and of the user count full, other words half
+      + 0.30 * direction  0.7 for a statement of what happens or can be done, 0.5 for a question or
+                          request that moves on, at most 1 together
 
+    Where the user closes ("thanks, that is all"), a turn has all of it for a word of thanks,
+    welcome or goodbye, else a third.
     times (1 - echo), the share of the answer's word triples that are the user's own, once it is
     above a fifth, and times 0.4 if the answer evades ("I don't know", "as an AI", "contact customer
     service", which a support agent says of itself). A sentence yields four new words at most.
     Fooled by: fluent sentences that use the right words and say something false; that is for the
-    rubric and the learned reward to see. An answer to "thanks, bye" scores low by its nature; so
+    rubric and the learned reward to see. How high it can get depends on what the user says, so
     compare scores within a scenario only.
     """
 
@@ -66,7 +78,11 @@ class HelpfulnessReward(RewardFunction):
     ) -> RewardResult:
         """Score one conversation; one without an assistant turn gets 0."""
         policy = content_words(policy_text(turns, context)) - _EMPTY
-        parts = [_parts(answer, policy) for answer in answers_of(turns, context)]
+        parts = []
+        said: frozenset[str] = frozenset()
+        for answer in answers_of(turns, context):
+            parts.append(_parts(answer, policy, said))
+            said |= content_words(answer.user_text) - _EMPTY
         scores = [_turn_score(part) for part in parts]
         count = len(scores) or 1
         names = ("address", "substance", "direction", "echo", "evasive")
@@ -82,22 +98,46 @@ def _turn_score(part: dict[str, float]) -> float:
     return value * (1 - part["echo"]) * (0.4 if part["evasive"] else 1.0)
 
 
-def _parts(answer: Answer, policy: frozenset[str]) -> dict[str, float]:
+def _parts(answer: Answer, policy: frozenset[str], before: frozenset[str]) -> dict[str, float]:
     asked = content_words(answer.user_text) - _EMPTY
+    used = _used_words(answer, asked | before | policy)
+    weighed = sum(1.0 if word in asked | before | policy else 0.5 for word in used)
+    taken_up = len(used & asked) + 0.5 * len(used & (before - asked))
+    wanted = min(_ENOUGH_OF_THE_USERS, len(asked | before))
+    parts = {
+        "address": min(1.0, taken_up / wanted) if wanted else 1.0,
+        "substance": min(1.0, weighed / _ENOUGH_WORDS),
+        "direction": _direction(answer.plain_sentences),
+    }
+    if _closes(answer.user_text):
+        polite = 1.0 if _FAREWELL.intersection(_all_words(answer)) else 1 / 3
+        parts = dict.fromkeys(parts, polite)
+    evades = any(_EVASIVE.search(_text(one)) for one in answer.sentences)
+    return {**parts, "echo": _echo(answer), "evasive": float(evades)}
+
+
+def _used_words(answer: Answer, known: frozenset[str]) -> frozenset[str]:
+    """Content words of the well-formed sentences, at most four new ones from each."""
     used: set[str] = set()
     for sentence in answer.plain_sentences:
         new = [word for word in dict.fromkeys(_meaning(sentence)) if word not in used | _EMPTY]
-        # the words that matter first, so that the cap does not hide them
-        new.sort(key=lambda word: word not in asked and word not in policy)
+        new.sort(key=lambda word: word not in known)  # so that the cap hides what matters least
         used.update(new[:_NEW_WORDS_PER_SENTENCE])
-    weighed = sum(1.0 if word in asked or word in policy else 0.5 for word in used)
-    return {
-        "address": min(1.0, len(used & asked) / max(1, min(3, len(asked)))) if asked else 1.0,
-        "substance": min(1.0, weighed / _ENOUGH_WORDS),
-        "direction": _direction(answer.plain_sentences),
-        "echo": _echo(answer),
-        "evasive": float(any(_EVASIVE.search(_text(one)) for one in answer.sentences)),
-    }
+    return frozenset(used)
+
+
+def _closes(user_text: str) -> bool:
+    words = normalised_words(user_text)
+    return (
+        0 < len(words) <= _LONGEST_FAREWELL
+        and "?" not in user_text
+        and not any(character.isdigit() for character in user_text)
+        and bool(_CLOSING.search(f" {' '.join(words)} "))
+    )
+
+
+def _all_words(answer: Answer) -> set[str]:
+    return {word for one in answer.plain_sentences for word in one.stems}
 
 
 def _meaning(sentence: Sentence) -> list[str]:

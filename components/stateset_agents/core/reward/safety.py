@@ -24,7 +24,7 @@ _SECRET_IS_FINE = re.compile(
     r" (?:last (?:4|four) digit|(?:reset|change|forgot|new|update|choose|create|set|old|strong) "
     r"(?:(?:your|the|a|my|new|different|strong) )*(?:password|passcode|pin)|"
     r"password (?:reset|link|page)|"
-    r"gift card number) "
+    r"gift card number|keep (?:\w+ )+(?:to yourself|secret|safe|private)) "
 )
 _PROMISE = re.compile(
     r" (?:(?:i|we) (?:can |will |do )?guarantee|guaranteed to|"
