@@ -3,6 +3,7 @@
 set -euo pipefail
 : "${PREFECT_API_URL:?set PREFECT_API_URL to the Prefect server, such as http://prefect:4200/api}"
 pool="${STATESET_WORK_POOL:-retraining}"
+export PREFECT_DEFAULT_WORK_POOL_NAME="$pool"
 
 if [ -n "${STATESET_DVC_REMOTE:-}" ]; then
   dvc remote add --force --local --default storage "$STATESET_DVC_REMOTE"
