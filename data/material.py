@@ -68,7 +68,8 @@ class Intent:
 @dataclass(slots=True)
 class Deck:
     """Deals cards in a shuffled order and shuffles again when all are dealt, so nothing comes back
-    before everything else was used."""
+    before everything else was used.
+    """
 
     cards: tuple[str, ...]
     rng: random.Random

@@ -182,7 +182,7 @@ def _describe_one(detail: Any, place: str, model: type[BaseModel]) -> str:
             f"{', '.join(_fields(model, location[:-1]))}"
         )
     if kind == "value_error":
-        return f"{place}: {str(detail['ctx']['error'])}"
+        return f"{place}: {detail['ctx']['error']!s}"
     if kind in ("string_too_short", "string_pattern_mismatch"):
         empty = "an empty user turn" if location[0] == "user_responses" else "an empty text"
         return f"{place}: key {key}: found {detail['input']!r}, {empty}; allowed is some text"
