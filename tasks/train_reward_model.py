@@ -27,6 +27,7 @@ from stateset_agents.tracking.mlflow_run import RUN_LINK, start_run
 from stateset_agents.training.reward_model import TrainedRewardModel, train_reward_model
 from stateset_agents.training.reward_model_config import RewardModelConfig
 from tasks import entry, paths
+from tasks.folders import in_place
 
 TRAIN = paths.VALIDATED / "preferences_train.jsonl"
 HELDOUT = paths.VALIDATED / "preferences_heldout.jsonl"
@@ -52,7 +53,7 @@ def run(config: RunConfig) -> None:
         logger.close()
         tracked.log_metrics(trained.metrics)
         _check_floor(trained.metrics, config.reward_model)
-        with _in_place(paths.REWARD_MODEL) as folder:
+        with in_place(paths.REWARD_MODEL) as folder:
             trained.save(folder)
         _write_report(trained)
         tracked.log_artifact(paths.REWARD_MODEL_REPORT, "reward_model_report")
@@ -105,19 +106,6 @@ def _progress() -> Iterator[Any]:
             progress.update(bars[stage], completed=done, numbers=shown)
 
         yield advance
-
-
-@contextlib.contextmanager
-def _in_place(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place when the block ends well."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        unfinished = Path(temporary) / "new"
-        unfinished.mkdir()
-        yield unfinished
-        if folder.exists():
-            folder.rename(Path(temporary) / "replaced")
-        unfinished.rename(folder)
 
 
 def _write_report(trained: TrainedRewardModel) -> None:

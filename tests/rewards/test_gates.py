@@ -50,7 +50,7 @@ async def test_copies_of_the_user_the_policy_and_oneself_cost() -> None:
     assert await of(GOOD[0], GOOD[0]) < 0.3
     assert await of(USER[0], GOOD[1]) < 0.6
     assert await of(POLICY, GOOD[1]) < 0.7
-    half = GOOD[1] + " " + GOOD[0].split(". ")[1] + "."
+    half = GOOD[0].rsplit(". ", 1)[0] + ". The money follows within five business days of that."
     assert await of(GOOD[0], GOOD[0]) < await of(GOOD[0], half) < fine
     quoted = (
         "Returns are easy: items can be returned within 30 days of delivery, so take your time."

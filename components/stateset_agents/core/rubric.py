@@ -36,6 +36,7 @@ VIOLATION_FACTOR = 0.5
 # "We cannot take it back after 30 days" states the limit of 30 days, it does not deny it.
 _LIMIT_WORDS = "after beyond past passed outside over unless until except exceed than once when if"
 _LIMITS = frozenset(_LIMIT_WORDS.split())
+_CONDITIONS = frozenset(("when", "if", "once", "unless", "until"))
 _DENIED_AFTERWARDS = re.compile(
     r" (?:is|are|was|were|will be|be) not(?: \w+)? (?:accepted|allowed|possible|available|offered|"
     r"true|correct|valid|eligible|permitted|right|included|refundable|case|policy) "
@@ -190,13 +191,13 @@ def meets(item: RubricItem, sentence: Sentence) -> bool:
         return False
     if item.kind == "state_fact" and sentence.is_question:
         return False
-    may_be_denied = item.kind == "ask_for"  # `asks` has looked for "no need to send"
     for alternative in _compiled(item):
         found = _find_all(alternative, sentence)
-        if not found:
-            continue
-        negative = any(phrase.carries_negation for phrase in alternative)
-        if may_be_denied or negative or not _inverted(sentence, found):
+        if found and (
+            item.kind == "ask_for"  # `asks` has looked for "no need to send"
+            or any(phrase.carries_negation for phrase in alternative)
+            or not _inverted(item.kind, sentence, found)
+        ):
             return True
     return False
 
@@ -300,8 +301,14 @@ def _find_all(alternative: Sequence[_Phrase], sentence: Sentence) -> list[list[i
     return found
 
 
-def _inverted(sentence: Sentence, found: Sequence[Sequence[int]]) -> bool:
-    """True when some phrase stands only in denied places."""
+def _inverted(kind: RubricKind, sentence: Sentence, found: Sequence[Sequence[int]]) -> bool:
+    """True when some phrase stands only in denied places.
+
+    What acknowledges or leads back is denied by a "not" right before it alone: "sorry, we cannot"
+    is sorry.
+    """
+    if kind != "state_fact":
+        return any(all(is_denied(sentence, at, reach=2) for at in starts) for starts in found)
     return any(all(_denied_as_fact(sentence, start) for start in starts) for starts in found)
 
 
@@ -310,8 +317,12 @@ def _denied_as_fact(sentence: Sentence, start: int) -> bool:
         return True
     if not is_denied(sentence, start):
         return False
-    first_negator = sentence.negator_positions[0]
-    return not _LIMITS.intersection(sentence.words[first_negator:])
+    negator = max(position for position in sentence.negator_positions if position < start)
+    clause = sentence.clause_ids[negator]
+    own_clause = {
+        word for word, at in zip(sentence.words, sentence.clause_ids, strict=True) if at == clause
+    }
+    return not (_LIMITS.intersection(sentence.words[negator:]) or _CONDITIONS & own_clause)
 
 
 def _denies(sentence: Sentence, start: int) -> bool:

@@ -21,10 +21,12 @@ from stateset_agents.core.wordlists import (
     CLAUSE_SUBJECTS,
     COURTESIES,
     DOUBLING_IS_FINE,
+    FOLLOWS_A_VERB,
     FUNCTION_WORDS,
     NEGATORS,
     NOT_REALLY_NEGATED,
     NUMBER_WORDS,
+    OBJECT_OPENERS,
     TENS,
     VERB_CUES,
     VERB_OR_NOUN,
@@ -33,6 +35,7 @@ from stateset_agents.core.wordlists import (
 
 MIN_WORDS, MAX_WORDS = 2, 40
 _SHORT_COURTESY = 8
+_SHORTEST_CLAUSE = 3
 
 _CONTRACTIONS = (
     (re.compile(r"\b(?:can't|can not)\b"), "cannot"),
@@ -216,7 +219,7 @@ def _sentence(text: str, ending: str) -> Sentence:
     for position, token in enumerate(tokens):
         following = tokens[position + 1] if position + 1 < len(tokens) else ""
         if token == ",":
-            clause += following in CLAUSE_SUBJECTS
+            clause += following in CLAUSE_SUBJECTS or _is_clause(tokens, position + 1)
         elif token in _PUNCTUATION:
             clause += 1
         else:
@@ -227,6 +230,18 @@ def _sentence(text: str, ending: str) -> Sentence:
             words.append(token)
             clause_ids.append(clause)
     return Sentence(text, tuple(words), tuple(clause_ids), tokens.count(","), ending)
+
+
+def _is_clause(tokens: list[str], start: int) -> bool:
+    """True when what stands between two commas has a verb of its own: "..., the card works"."""
+    segment: list[str] = []
+    for token in tokens[start:]:
+        if token in _PUNCTUATION:
+            break
+        segment.append(token)
+    if len(segment) < _SHORTEST_CLAUSE or segment[0] in {"and", "or", "nor"}:
+        return False
+    return _has_verb(tuple(segment))
 
 
 def _tokens(text: str) -> list[str]:
@@ -263,16 +278,21 @@ def _fault(sentence: Sentence) -> str:
     words = sentence.words
     if not sentence.ending:
         return "it is not finished by . ! or ?"
+    if len(words) == 1 and words[0] in COURTESIES:
+        return ""
     if not MIN_WORDS <= len(words) <= MAX_WORDS:
         return f"it has {len(words)} words, not {MIN_WORDS} to {MAX_WORDS}"
     repeated = _repeated(words)
     if repeated:
         return f"it repeats {repeated!r}"
-    function_words = sum(word in FUNCTION_WORDS for word in words)
-    if function_words < (0.25 if len(words) >= 8 else 0.2) * len(words):
+    plain = [word for word in words if not word[0].isdigit()]
+    function_words = sum(word in FUNCTION_WORDS for word in plain)
+    if len(plain) >= 6 and function_words < 0.15 * len(plain):
         return "it is a string of keywords"
     if sentence.commas >= 5 and len(words) < 3 * (sentence.commas + 1):
         return "it is a list"
+    if len(words) <= _SHORT_COURTESY and COURTESIES.intersection(words[:2]):
+        return ""  # "Sorry about that." "Yes, within 14 days."
     if not _has_verb(words):
         return "it has no verb"
     return ""
@@ -285,7 +305,7 @@ def _repeated(words: tuple[str, ...]) -> str:
     for word, count in Counter(words).items():
         if count > (5 if word in FUNCTION_WORDS and word != "please" else 2):
             return word
-    for n, allowed in ((2, 2), (3, 1)):
+    for n, allowed in ((2, 2), (4, 1)):
         for gram, count in Counter(ngrams(words, n)).items():
             if count > allowed:
                 return " ".join(gram)
@@ -293,17 +313,31 @@ def _repeated(words: tuple[str, ...]) -> str:
 
 
 def _has_verb(words: tuple[str, ...]) -> bool:
-    if len(words) <= _SHORT_COURTESY and COURTESIES.intersection(words[:2]):
-        return True  # "Sorry about that."
     for position, word in enumerate(words):
         if _is_form_of(word, VERBS):
             return True
         before = words[position - 1] if position else ""
         after = words[position + 1] if position + 1 < len(words) else ""
-        imperative = position == 0 and after in {"the", "your", "a", "it", "this", "that", "any"}
-        if _is_form_of(word, VERB_OR_NOUN) and (before in VERB_CUES or imperative):
+        has_object = after in OBJECT_OPENERS and (position == 0 or before not in FUNCTION_WORDS)
+        if _is_form_of(word, VERB_OR_NOUN) and (before in VERB_CUES or has_object):
+            return True
+        if _looks_like_verb(before, word, after):
             return True
     return False
+
+
+def _looks_like_verb(before: str, word: str, after: str) -> bool:
+    """True for "ships" in "a second order ships free": a word with -s behind a noun without, and
+    before what may follow a verb.
+    """
+    return (
+        word.endswith("s")
+        and len(word) > 3
+        and word not in FUNCTION_WORDS
+        and before != ""
+        and (before == "it" or (before not in FUNCTION_WORDS and not before.endswith("s")))
+        and (after in FOLLOWS_A_VERB or after[:1].isdigit() or after.endswith("ly"))
+    )
 
 
 @lru_cache(maxsize=8192)

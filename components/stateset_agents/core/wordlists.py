@@ -28,10 +28,10 @@ FUNCTION_WORDS: frozenset[str] = _words(
     "your yours yourself he him his she her hers it its itself they them their theirs who whom "
     "whose which what when where why how and or but nor so yet if because as until while although "
     "though since unless whether than then of at by for with about against between into through "
-    "during before after above below to from up down in out on off over under again once here "
-    "there within without upon via am is are was were be been being have has had having do does "
-    "did doing done will would shall should can could may might must cannot not only just too very "
-    "also even still already please yes let however instead per 1"
+    "during before after above below to from up down in out outside inside on off over under again "
+    "once here there within without upon via am is are was were be been being have has had having "
+    "do does did doing done will would shall should can could may might must cannot not only just "
+    "too very also even still already please yes let however instead per 1"
 )
 
 NEGATORS: frozenset[str] = _words(
@@ -52,7 +52,7 @@ CLAUSE_OPENERS: frozenset[str] = _words(
 # ... and at a comma, "and" or "or" that is followed by one of these.
 CLAUSE_SUBJECTS: frozenset[str] = _words(
     "i we you it they he she this that there please then just can could would may what which "
-    "will your our once"
+    "will your our once cannot"
 )
 
 DOUBLING_IS_FINE: frozenset[str] = frozenset({"that", "had"})
@@ -64,23 +64,26 @@ ABBREVIATIONS_BEFORE_CAPITAL: frozenset[str] = _words(
 
 # Words that are verbs wherever they stand (auxiliaries, and verbs that are hardly used as nouns).
 VERBS: frozenset[str] = _words(
-    "am is are was were be been being have has had do does did will would shall should can could "
-    "may might must cannot accept add advise agree allow apologise apologize appear apply approve "
-    "arrange arrive ask assist assure attach avoid become begin belong bring build buy came cancel "
-    "charge check choose clear click close collect come compare complete confirm connect consider "
-    "contact contain continue correct cost cover create decide deduct deliver depend describe did "
-    "dispatch do download drop earn enable ensure enter escalate exceed exchange expect expire "
-    "explain fill find fix follow forward found gave get give go got grant guess handle happen "
-    "hear help hold hope include inform insert install investigate involve issue join keep know "
-    "last lead learn leave left let listen locate look lose lost made make mean meet mention miss "
-    "need notice notify occur offer open own paid pass pay pick press prevent print proceed "
-    "process protect prove provide put raise reach read receive recommend reduce refer reflect "
-    "refuse reinstall release remain remember remind remove repair replace reply report request "
-    "require resend reset resolve respond restart resubmit review run said save say see seem "
-    "select sell send sent serve set share show sign solve sort speak spend start state stay stop "
-    "submit suggest support switch take talk tell thank think took track transfer try turn "
-    "treat understand unlock update upgrade upload use verify visit wait want warn wear "
-    "weigh went wish wonder work worry write"
+    "accept add advise agree allow am apologise apologize appear apply approve are arrange arrive "
+    "ask assist assure attach avoid be become been begin being belong bend break bring broke build "
+    "burn buy came can cancel cannot carry charge check choose clear click close collect come "
+    "comes compare complete confirm connect consider consist contact contain continue correct cost "
+    "could cover create decide deduct deliver depend describe did dispatch do does download drink "
+    "drop dry earn eat enable end enjoy ensure enter escalate exceed exchange expect expire explain "
+    "fall fill find fix follow forward found gave get give go got grant grow guess had handle hang "
+    "happen has have hear help hold hope hurt include inform insert install investigate involve "
+    "iron is issue join keep know last lead learn leave left lend let lift listen locate look lose "
+    "lost made make may mean meet melt mention might miss must need notice notify occur offer open "
+    "own paid pass pause pay pick plug pour prefer press prevent print proceed process protect "
+    "prove provide pull push put raise reach read receive recommend redeem reduce refer reflect "
+    "refuse reinstall relax release rely remain remember remind remove renew repair repeat replace "
+    "reply report request require resend reset resolve respond restart restock resubmit review "
+    "reward ring rise rub run said save say scan screw see seem select sell send sent serve set "
+    "shake shall share shine should show sign sit slide soak solve sort speak spend spread stand "
+    "start state stay stick stop stretch submit suggest support survive switch take talk tell "
+    "thank think tick tie tighten took track transfer treat try turn type understand unlock unplug "
+    "unsubscribe untick update upgrade upload use vary verify visit wait want warn was wash wear "
+    "weigh went were will wipe wish wonder work worry would wrap write"
 )
 
 # Words that are verbs only behind a subject, an auxiliary or "to", or as an imperative.
@@ -92,10 +95,20 @@ VERB_OR_NOUN: frozenset[str] = _words(
 )
 VERB_CUES: frozenset[str] = _words(
     "i we you they it he she to will would can could cannot may might must should shall not please "
-    "do does did let us and then simply just first now always never also who that"
+    "do does did let us and then simply just only first now always never also who that"
 )
 
-# A short sentence that begins with one of these needs no verb.
+# Behind a word that may be a noun or a verb, these show that it is a verb.
+OBJECT_OPENERS: frozenset[str] = _words("the your a it this that any")
+
+# What stands behind a verb more often than behind the second noun of a compound.
+FOLLOWS_A_VERB: frozenset[str] = _words(
+    "the a an every each your our it them all any after before within when once in into under "
+    "until free"
+)
+
+# A sentence may be one of these alone, and a short one that begins with them needs no verb.
 COURTESIES: frozenset[str] = _words(
-    "sorry thanks apologies welcome congratulations course pleasure"
+    "sorry thanks apologies welcome congratulations course pleasure yes no sure certainly "
+    "absolutely understood noted hello hi goodbye"
 )
