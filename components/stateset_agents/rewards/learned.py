@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stateset_agents.core.reward import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.trajectory import ConversationTurn
+from stateset_agents.inference.loading import DtypeName
 from stateset_agents.rewards.reward_network import (
     Calibration,
     RewardNetwork,
@@ -63,15 +64,18 @@ class LearnedReward(RewardFunction):
         name: str | None = None,
         *,
         max_batch_tokens: int = 1024,
+        dtype: DtypeName = "auto",
     ) -> LearnedReward:
         """Read a folder that `train_reward_model` wrote; safetensors only.
+
+        `dtype` "auto" computes in bfloat16 where the processor has it.
 
         Raises:
             ModelSourceError: the folder is not there or is not a whole reward model.
         """
         folder = Path(folder)
         return cls(
-            RewardNetwork.load(folder),
+            RewardNetwork.load(folder, dtype),
             load_reward_tokenizer(folder),
             weight,
             name,
