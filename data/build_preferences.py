@@ -1,4 +1,4 @@
-"""Compose `preferences/{train,heldout}.jsonl` from the hand-written material. Same seed, same bytes.
+"""Compose `preferences/{train,heldout}.jsonl` from the written material. Same seed, same bytes.
 
 Run it from the repository root after a change of the material: `python data/build_preferences.py`.
 
@@ -93,7 +93,7 @@ def main() -> None:
         random.Random(f"{SEED}/{part}").shuffle(pairs)
         text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
         (PREFERENCES / f"{part}.jsonl").write_text(text, "utf-8")
-        print(f"{part}: {len(pairs)} pairs")
+        sys.stdout.write(f"{part}: {len(pairs)} pairs\n")
 
 
 def pairs_of(

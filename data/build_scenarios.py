@@ -42,7 +42,8 @@ def main() -> None:
     for topic, scenarios in by_topic.items():
         lines = [json.dumps(one, ensure_ascii=False) for one in scenarios]
         (SCENARIOS / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{sum(map(len, by_topic.values()))} scenarios over {len(material.intents)} intents")
+    count = sum(map(len, by_topic.values()))
+    sys.stdout.write(f"{count} scenarios over {len(material.intents)} intents\n")
 
 
 def shared_decks(material: Material) -> dict[str, Deck]:

@@ -100,7 +100,7 @@ def read_conversation(messages: Sequence[dict[str, Any]]) -> Conversation:
 
 
 def split_transcript(text: str) -> list[dict[str, str]]:
-    """Messages of a `\\n\\nHuman: ...\\n\\nAssistant: ...` transcript; [] if it is none. A last
+    """Messages of a Human/Assistant transcript (paragraphs); [] if it is none. A last
     `Assistant:` without words, which asks for the answer, is left out.
     """
     pieces = _TRANSCRIPT.split(f"\n\n{text.strip()}")

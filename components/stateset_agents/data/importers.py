@@ -116,8 +116,8 @@ def import_trl_preferences(
     """Pairs from any of TRL's preference formats.
 
     Conversational or plain text (a string is one message); with an explicit `prompt`, or with the
-    prompt repeated at the head of `chosen` and `rejected`; the `\\n\\nHuman: ... \\n\\nAssistant:`
-    transcripts of older data sets. Scores and other columns go to `metadata`.
+    prompt repeated at the head of `chosen` and `rejected`; the paragraphs of
+    `Human: ...` and `Assistant: ...` of older data sets. Scores and other columns go to `metadata`.
 
     Raises:
         DataError: as in `import_openai_chat`; also a pair whose answers share no prompt.

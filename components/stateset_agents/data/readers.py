@@ -38,13 +38,27 @@ def read_scenarios(
         DataError: a file that is missing, empty, not UTF-8, not JSON, or a row that is not a
             scenario; ids that occur twice, also across files. `problems` lists all of them.
     """
-    return _read(sources, Scenario, fetch)
+    return [scenario for _, scenario in locate_scenarios(sources, fetch=fetch)]
 
 
 def read_preferences(
     sources: Source | Sequence[Source], *, fetch: Fetch | None = None
 ) -> list[PreferencePair]:
     """Read preference pairs; arguments and errors as in `read_scenarios`."""
+    return [pair for _, pair in locate_preferences(sources, fetch=fetch)]
+
+
+def locate_scenarios(
+    sources: Source | Sequence[Source], *, fetch: Fetch | None = None
+) -> list[tuple[str, Scenario]]:
+    """As `read_scenarios`, each with the place it was read from (`file:line`)."""
+    return _read(sources, Scenario, fetch)
+
+
+def locate_preferences(
+    sources: Source | Sequence[Source], *, fetch: Fetch | None = None
+) -> list[tuple[str, PreferencePair]]:
+    """As `read_preferences`, each with the place it was read from (`file:line`)."""
     return _read(sources, PreferencePair, fetch)
 
 
@@ -104,9 +118,9 @@ def describe(error: ValidationError, place: str, model: type[BaseModel]) -> list
 
 def _read(
     sources: Source | Sequence[Source], model: type[Record], fetch: Fetch | None
-) -> list[Record]:
+) -> list[tuple[str, Record]]:
     problems: list[str] = []
-    records: list[Record] = []
+    records: list[tuple[str, Record]] = []
     first_place: dict[str, str] = {}
     for path in list_files(sources, problems, fetch):
         rows = 0
@@ -124,7 +138,7 @@ def _read(
                     "already has; allowed is an id that occurs once"
                 )
             first_place.setdefault(record.id, place)
-            records.append(record)
+            records.append((place, record))
         if rows == 0 and len(problems) == before:
             problems.append(f"{path}: the file is empty; allowed is at least one row")
     if problems:

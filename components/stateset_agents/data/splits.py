@@ -6,7 +6,7 @@ held-out part a test of matters never trained on, not of other words for the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,12 @@ def read_intents(path: Path) -> dict[str, IntentEntry]:
 
 
 def assign_splits(
-    scenarios: Iterable[Scenario], intents: dict[str, IntentEntry], source: Path | str
+    scenarios: Iterable[Scenario],
+    intents: dict[str, IntentEntry],
+    source: Path | str,
+    places: Mapping[str, str] | None = None,
 ) -> list[Scenario]:
-    """Give each scenario the split of its intent.
+    """Give each scenario the split of its intent; `places` says by id where one was read from.
 
     Raises:
         DataError: an intent that `source` does not list, or a scenario that names another topic or
@@ -78,20 +81,21 @@ def assign_splits(
     result = []
     for scenario in scenarios:
         entry = intents.get(scenario.intent)
+        place = f"{(places or {}).get(scenario.id, 'scenario')}: {scenario.id}"
         if entry is None:
             problems.append(
-                f"scenario {scenario.id}: key intent: found {scenario.intent!r}; allowed is one of "
+                f"{place}: key intent: found {scenario.intent!r}; allowed is one of "
                 f"the {len(intents)} intents of {source}, so add it there with its split"
             )
             continue
         if scenario.topic != entry.topic:
             problems.append(
-                f"scenario {scenario.id}: key topic: found {scenario.topic!r}; {source} says that "
+                f"{place}: key topic: found {scenario.topic!r}; {source} says that "
                 f"{scenario.intent} belongs to {entry.topic!r}"
             )
         if scenario.split not in (None, entry.split):
             problems.append(
-                f"scenario {scenario.id}: key split: found {scenario.split!r}; {source} puts the "
+                f"{place}: key split: found {scenario.split!r}; {source} puts the "
                 f"whole intent {scenario.intent} into {entry.split!r}"
             )
         result.append(scenario.model_copy(update={"split": entry.split}))
@@ -132,7 +136,7 @@ def _load(path: Path) -> tuple[Any, list[str]]:
     try:
         raw = loader.get_single_data()
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     problems = [
         f"{path}:{second}: intent {key}: found a second time, first on line {first}; allowed is "
         "one line an intent, in one split"
