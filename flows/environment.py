@@ -48,4 +48,13 @@ def find_repository() -> Path:
     )
 
 
+def prefect_pages() -> str:
+    """Where Prefect's pages are: on the server that is set, else where `make ui` puts them."""
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings()
+    address = settings.ui_url or settings.api.url or f"http://127.0.0.1:{PREFECT_PORT}"
+    return address.removesuffix("/api")
+
+
 entry.turn_telemetry_off()

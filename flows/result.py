@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.environment import MLFLOW_PORT, PREFECT_PORT
+from flows.environment import MLFLOW_PORT
 from flows.repository import StepOutcome
 from tasks import paths
 
@@ -44,7 +44,7 @@ class Result:
     prefect_page: str | None
 
 
-def read_result(root: Path, outcomes: Sequence[StepOutcome], flow_run_id: str | None) -> Result:
+def read_result(root: Path, outcomes: Sequence[StepOutcome], prefect_page: str | None) -> Result:
     """Collect what the steps wrote."""
     metrics = _read(root / paths.EVALUATION_REPORT / "metrics.json")
     registration = _read(root / paths.REGISTRATION)
@@ -56,9 +56,7 @@ def read_result(root: Path, outcomes: Sequence[StepOutcome], flow_run_id: str | 
         version=_text(promotion.get("version") or registration.get("version")),
         reasons=tuple(promotion.get("reasons", ())),
         mlflow_page=_mlflow_page(registration),
-        prefect_page=(
-            f"http://127.0.0.1:{PREFECT_PORT}/runs/flow-run/{flow_run_id}" if flow_run_id else None
-        ),
+        prefect_page=prefect_page,
     )
 
 

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 
 from flows import repository, result
 from flows.repository import StepFailedError, StepOutcome
@@ -45,6 +45,8 @@ def _is_worth_a_retry(_task: Task[..., StepOutcome], _run: TaskRun, state: State
 @task(cache_policy=NO_CACHE, retry_condition_fn=_is_worth_a_retry, persist_result=False)
 def run_step(root: Path, step: StepName, force: bool) -> StepOutcome:
     """Bring one stage up to date."""
+    if task_run.run_count > 1:
+        _say(f"{step}: again, try {task_run.run_count}")
     return repository.reproduce(root, step, force=force)
 
 
@@ -80,7 +82,8 @@ def retrain(until: StepName = "promote_model", force: bool = False) -> None:
             done = f"done in {outcome.seconds:.0f} s" if outcome.ran else "up to date"
             _say(f"[{number}/{len(steps)}] {step.name}: {done}")
             outcomes.append(outcome)
-        _report(result.read_result(root, outcomes, flow_run.id))
+        page = f"{environment.prefect_pages()}/runs/flow-run/{flow_run.id}"
+        _report(result.read_result(root, outcomes, page))
 
 
 def _say(line: str) -> None:
@@ -110,6 +113,9 @@ def main() -> int:
         print("starting Prefect (half a minute the first time)", flush=True)
         retrain(until=arguments.until, force=arguments.force)
     except StepFailedError as error:
+        if not error.by_itself:
+            entry.print_error(error)
+            return 1
         # the step has shown its own message already
         entry.print_error(
             f"step {error.step} failed. Mend what it says and start again: "

@@ -22,7 +22,7 @@ REWARD_MODEL = Path("data/reward_model")
 # metrics.json calibration.json calibration.png
 REWARD_MODEL_REPORT = Path("data/reports/reward_model")
 POLICY = Path("data/policy")
-POLICY_REPORT = Path("data/reports/policy")  # metrics.json steps.jsonl conversations.md
+POLICY_REPORT = Path("data/reports/policy")  # metrics.json steps.csv conversations.md
 # metrics.json comparison.json conversations.jsonl report.html by_intent.json
 # reward_distribution.csv
 EVALUATION_REPORT = Path("data/reports/evaluation")

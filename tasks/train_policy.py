@@ -2,13 +2,14 @@
 
 Reads the sections `agent`, `rewards` and `train`, data/validated/train.jsonl, data/base_model and
 data/reward_model. Writes data/policy (an adapter or a whole model, the tokenizer, policy.json) and
-data/reports/policy (metrics.json, steps.jsonl, conversations.md). A run that was cut off goes on
+data/reports/policy (metrics.json, steps.csv, conversations.md). A run that was cut off goes on
 from .stateset/checkpoints/train_policy if nothing that decides it has changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import logging
 import shutil
@@ -158,9 +159,15 @@ def _write_policy(folder: Path, trainer: Trainer, config: RunConfig, run_id: str
 
 def _write_report(trainer: Trainer, samples: ConversationSamples) -> dict[str, float]:
     lines = (STATE / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    metrics = _summarise([json.loads(line) for line in lines])
+    steps = [json.loads(line) for line in lines]
+    metrics = _summarise(steps)
     with in_place(paths.POLICY_REPORT) as folder:
-        shutil.copy(STATE / "steps.jsonl", folder / "steps.jsonl")
+        # a table, because `dvc plots` reads no JSON lines
+        with (folder / "steps.csv").open("w", encoding="utf-8", newline="") as file:
+            columns = sorted({name for step in steps for name in step} - {"step"})
+            table = csv.DictWriter(file, ["step", *columns])
+            table.writeheader()
+            table.writerows(steps)
         (folder / "conversations.md").write_text(samples.to_markdown(), encoding="utf-8")
         text = json.dumps(metrics, indent=2, sort_keys=True)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")

@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from stateset_agents.core.agent import GenerationSettings
+from stateset_agents.data.config import DataConfig
 from stateset_agents.evaluation.config import EvaluationConfig
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rewards.config import RewardsConfig
@@ -43,6 +44,8 @@ class RunConfig(Settings):
 
     base_model: BaseModelConfig = Field(default_factory=BaseModelConfig)
     """Which model the line starts from."""
+    scenarios: DataConfig = Field(default_factory=DataConfig)
+    """What the data must be like, and how it is split."""
     agent: GenerationSettings = Field(default_factory=GenerationSettings)
     """How the policy speaks, in training, evaluation and service alike."""
     rewards: RewardsConfig = Field(default_factory=RewardsConfig)
