@@ -107,6 +107,7 @@ def test_a_statement_states_the_fact(answer: str) -> None:
         "You can return it within 30 days of delivery and then we will...",
         "30 days return.",
         "Return return 30 days 30 days.",
+        "You can return it within 5, 7, 10, 14, 21 or 30 days.",
         "returns, 30 days, refund, label, box, card, order.",
         "You can return it within 30 days " + "and wait " * 20 + ".",
     ],

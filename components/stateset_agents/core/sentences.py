@@ -36,6 +36,7 @@ from stateset_agents.core.wordlists import (
 MIN_WORDS, MAX_WORDS = 2, 40
 _SHORT_COURTESY = 8
 _SHORTEST_CLAUSE = 3
+_MOST_NUMBERS = 5
 
 _CONTRACTIONS = (
     (re.compile(r"\b(?:can't|can not)\b"), "cannot"),
@@ -286,6 +287,8 @@ def _fault(sentence: Sentence) -> str:
     if repeated:
         return f"it repeats {repeated!r}"
     plain = [word for word in words if not word[0].isdigit()]
+    if len(words) - len(plain) > _MOST_NUMBERS:
+        return "it is a list of numbers"
     function_words = sum(word in FUNCTION_WORDS for word in plain)
     if len(plain) >= 6 and function_words < 0.15 * len(plain):
         return "it is a string of keywords"
