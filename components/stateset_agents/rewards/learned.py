@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from stateset_agents.core.reward import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.inference.loading import DtypeName
@@ -68,14 +70,16 @@ class LearnedReward(RewardFunction):
     ) -> LearnedReward:
         """Read a folder that `train_reward_model` wrote; safetensors only.
 
-        `dtype` "auto" computes in bfloat16 where the processor has it.
+        It runs on the first CUDA device where there is one. `dtype` "auto" computes in bfloat16
+        where the processor has it.
 
         Raises:
             ModelSourceError: the folder is not there or is not a whole reward model.
         """
         folder = Path(folder)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(
-            RewardNetwork.load(folder, dtype),
+            RewardNetwork.load(folder, dtype, device),
             load_reward_tokenizer(folder),
             weight,
             name,

@@ -98,7 +98,9 @@ class RewardNetwork(nn.Module):
         (folder / CARD).write_text(json.dumps(card, indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, dtype: DtypeName | torch.dtype = "auto") -> RewardNetwork:
+    def load(
+        cls, folder: Path, dtype: DtypeName | torch.dtype = "auto", device: str = "cpu"
+    ) -> RewardNetwork:
         """Read a folder that `save` wrote; nothing is unpickled.
 
         Raises:
@@ -119,7 +121,7 @@ class RewardNetwork(nn.Module):
             weight = load_file(folder / HEAD)["weight"]
             body = AutoModel.from_pretrained(
                 folder,
-                dtype=resolve_dtype(dtype),
+                dtype=resolve_dtype(dtype, device),
                 attn_implementation="sdpa",
                 local_files_only=True,
                 use_safetensors=True,
@@ -131,7 +133,7 @@ class RewardNetwork(nn.Module):
             ) from error
         head = nn.Linear(weight.shape[1], 1, bias=False)
         head.weight.data.copy_(weight)
-        return cls(body, head, max_tokens, calibration).eval()
+        return cls(body, head, max_tokens, calibration).to(device).eval()
 
 
 def load_reward_tokenizer(folder: Path) -> ChatTokenizer:

@@ -120,10 +120,11 @@ def train_reward_model(
     _check_counts(pairs, heldout_pairs)
     progress = on_progress or _silent
     tokenizer = load_tokenizer(base_folder)
-    body: Any = load_model(base_folder, dtype=config.dtype).base_model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    body: Any = load_model(base_folder, dtype=config.dtype, device=device).base_model
     keep_layers(body, config.base_layers)
     split = SplitBody(body, config.trained_layers)
-    head = _new_head(body.config.hidden_size, config.seed)
+    head = _new_head(body.config.hidden_size, config.seed).to(device)
 
     training, calibrating = _keep_back(pairs, config)
     stages = {"train": training, "calibrate": calibrating, "heldout": list(heldout_pairs)}
@@ -231,7 +232,9 @@ def _fit(
     config: RewardModelConfig,
     progress: Progress,
 ) -> list[dict[str, float]]:
-    margins = torch.tensor([float(pair.metadata.get("margin", 0.0)) for pair in pairs])
+    margins = torch.tensor(
+        [float(pair.metadata.get("margin", 0.0)) for pair in pairs], device=head.weight.device
+    )
     layers = split.trained_parameters()
     parameters = [*layers, *head.parameters()]
     optimizer = torch.optim.AdamW(
@@ -314,7 +317,7 @@ def _scores(
     for one in packs:
         indices = list(one.pair_indices)
         first, second = _pair_scores(one, split, head, split.autocast(enabled=False))
-        chosen[indices], rejected[indices] = first.double(), second.double()
+        chosen[indices], rejected[indices] = first.cpu().double(), second.cpu().double()
     return chosen, rejected
 
 

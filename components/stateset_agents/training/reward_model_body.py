@@ -64,6 +64,7 @@ class SplitBody:
         self._body = body
         self._cut = len(layers) - trained_layers
         self._dtype: torch.dtype = body.dtype
+        self._device: torch.device = body.device
         self._lower: Any = None
         body.requires_grad_(False)
         if all(hasattr(body, part) for part in _PARTS):
@@ -86,7 +87,8 @@ class SplitBody:
 
     def autocast(self, enabled: bool = True) -> AbstractContextManager[None]:
         """Compute in the body's number format with float32 weights."""
-        return torch.autocast("cpu", self._dtype, enabled and self._dtype != torch.float32)
+        reduced = enabled and self._dtype != torch.float32
+        return torch.autocast(self._device.type, self._dtype, reduced)
 
     @torch.no_grad()
     def frozen(self, pack: Pack) -> torch.Tensor | None:
@@ -94,23 +96,25 @@ class SplitBody:
         if self._lower is None:
             return None
         hidden: torch.Tensor = self._lower(
-            input_ids=pack.token_ids[None],
-            position_ids=pack.positions[None],
-            attention_mask=pack.attention_mask(),
-            use_cache=False,
+            input_ids=pack.token_ids[None].to(self._device), **self._layout(pack)
         ).last_hidden_state
         return hidden
 
     def trained(self, pack: Pack, hidden: torch.Tensor | None) -> torch.Tensor:
         """The upper part's output `(T, H)` from what `frozen` gave."""
-        given = {"input_ids": pack.token_ids[None]} if hidden is None else {"inputs_embeds": hidden}
-        output: torch.Tensor = self._upper(
-            **given,
-            position_ids=pack.positions[None],
-            attention_mask=pack.attention_mask(),
-            use_cache=False,
-        ).last_hidden_state[0]
+        if hidden is None:
+            given = {"input_ids": pack.token_ids[None].to(self._device)}
+        else:
+            given = {"inputs_embeds": hidden}
+        output: torch.Tensor = self._upper(**given, **self._layout(pack)).last_hidden_state[0]
         return output
+
+    def _layout(self, pack: Pack) -> dict[str, Any]:
+        return {
+            "position_ids": pack.positions[None].to(self._device),
+            "attention_mask": pack.attention_mask().to(self._device),
+            "use_cache": False,
+        }
 
     @torch.no_grad()
     def merge(self) -> None:
