@@ -9,6 +9,7 @@ is longer is drawn first, evenly, and the answers are chosen to fit, so length t
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -72,6 +73,9 @@ class Scene:
 
 def main() -> None:
     """Write both parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=PREFERENCES, help="default: %(default)s")
+    out = parser.parse_args().out
     material = load_material()
     lists = yaml.safe_load((PREFERENCES / "source" / "flaws.yaml").read_text("utf-8"))
     for part, (split, per_intent) in PARTS.items():
@@ -92,7 +96,7 @@ def main() -> None:
         ]
         random.Random(f"{SEED}/{part}").shuffle(pairs)
         text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
-        (PREFERENCES / f"{part}.jsonl").write_text(text, "utf-8")
+        (out / f"{part}.jsonl").write_text(text, "utf-8")
         sys.stdout.write(f"{part}: {len(pairs)} pairs\n")
 
 

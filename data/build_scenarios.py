@@ -5,6 +5,7 @@ Run it from the repository root after a change of the material: `python data/bui
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
@@ -12,6 +13,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from material import (
@@ -33,6 +35,9 @@ PER_INTENT = 6
 
 def main() -> None:
     """Write one file a topic."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=SCENARIOS, help="default: %(default)s")
+    out = parser.parse_args().out
     material = load_material()
     by_topic: dict[str, list[dict[str, Any]]] = defaultdict(list)
     decks = shared_decks(material)
@@ -41,7 +46,7 @@ def main() -> None:
             by_topic[intent.topic].append(scenario)
     for topic, scenarios in by_topic.items():
         lines = [json.dumps(one, ensure_ascii=False) for one in scenarios]
-        (SCENARIOS / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+        (out / f"{topic}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
     count = sum(map(len, by_topic.values()))
     sys.stdout.write(f"{count} scenarios over {len(material.intents)} intents\n")
 
