@@ -1,1 +1,92 @@
-"""."""
+"""Train conversational agents by reinforcement learning over whole conversations.
+
+The public surface: what is listed here stays, and is imported when it is first used, so that
+`import stateset_agents` loads neither torch nor transformers. What is not listed may change.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
+    from stateset_agents.core.environment import (
+        ConversationEnvironment,
+        Environment,
+        EnvironmentState,
+    )
+    from stateset_agents.core.reward import (
+        CompositeReward,
+        ConcisenessReward,
+        HelpfulnessReward,
+        RewardFunction,
+        RewardResult,
+        SafetyReward,
+        TaskCompletionReward,
+        reward_function,
+    )
+    from stateset_agents.core.trajectory import (
+        ConversationTurn,
+        MultiTurnTrajectory,
+        TrajectoryGroup,
+    )
+    from stateset_agents.exceptions import StateSetError
+    from stateset_agents.training.config import TrainingConfig
+    from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AgentConfig": "core.agent",
+    "CompositeReward": "core.reward",
+    "ConcisenessReward": "core.reward",
+    "ConversationEnvironment": "core.environment",
+    "ConversationTurn": "core.trajectory",
+    "Environment": "core.environment",
+    "EnvironmentState": "core.environment",
+    "HelpfulnessReward": "core.reward",
+    "MultiTurnAgent": "core.agent",
+    "MultiTurnGRPOTrainer": "training.multi_turn_trainer",
+    "MultiTurnTrajectory": "core.trajectory",
+    "RewardFunction": "core.reward",
+    "RewardResult": "core.reward",
+    "SafetyReward": "core.reward",
+    "StateSetError": "exceptions",
+    "TaskCompletionReward": "core.reward",
+    "TrainingConfig": "training.config",
+    "TrajectoryGroup": "core.trajectory",
+    "reward_function": "core.reward",
+}
+
+__all__ = [
+    "AgentConfig",
+    "CompositeReward",
+    "ConcisenessReward",
+    "ConversationEnvironment",
+    "ConversationTurn",
+    "Environment",
+    "EnvironmentState",
+    "HelpfulnessReward",
+    "MultiTurnAgent",
+    "MultiTurnGRPOTrainer",
+    "MultiTurnTrajectory",
+    "RewardFunction",
+    "RewardResult",
+    "SafetyReward",
+    "StateSetError",
+    "TaskCompletionReward",
+    "TrainingConfig",
+    "TrajectoryGroup",
+    "reward_function",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
