@@ -56,7 +56,7 @@ def examine(folder: Path) -> Iterator[Check]:
     yield _check_disk(folder)
     yield from _check_devices()
     for service, port in PORTS.items():
-        yield _check_port(service, port)
+        yield check_port(service, port)
 
 
 def _check_python() -> Check:
@@ -78,15 +78,19 @@ def _check_dependencies() -> Iterator[Check]:
             Verdict.PROBLEM, "dependencies", f"{DISTRIBUTION} is not installed", "run `make setup`"
         )
         return
-    checks = [_check_dependency(requirement) for requirement in map(Requirement, texts)]
+    checks = [check_dependency(text) for text in texts]
     bad = [check for check in checks if check is not None]
     yield from bad
     if not bad:
         yield Check(Verdict.OK, "dependencies", "installed, and within their bounds")
 
 
-def _check_dependency(requirement: Requirement) -> Check | None:
-    """None when all is well; what an extra needs may be missing, but not be out of bounds."""
+def check_dependency(text: str) -> Check | None:
+    """Hold one requirement, as in a package's metadata, against what is installed.
+
+    None when all is well; what an extra needs may be missing, but not be out of bounds.
+    """
+    requirement = Requirement(text)
     is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
     advice = f"run `pip install '{requirement.name}{requirement.specifier}'`"
     try:
@@ -159,7 +163,8 @@ def _processor_has_bfloat16() -> bool:
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
-def _check_port(service: str, port: int) -> Check:
+def check_port(service: str, port: int) -> Check:
+    """Whether a service of this project could listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
