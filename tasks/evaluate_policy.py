@@ -263,7 +263,7 @@ def _print_summary(evaluation: Evaluation) -> None:
         if f"{measure}.challenger" not in metrics:
             continue
         values = [f"{metrics[f'{measure}.{name}']:.3f}" for name in evaluation.policies]
-        table.add_row(measure.replace("_", " "), *values, _difference(metrics, measure))
+        table.add_row(measure.replace("_", " "), *values, _difference(evaluation, measure))
     console = Console()
     console.print(table)
     outside = [band.title for band in evaluation.bands if not band.inside]
@@ -271,13 +271,12 @@ def _print_summary(evaluation: Evaluation) -> None:
     console.print(f"report: {paths.EVALUATION_REPORT / 'report.html'}")
 
 
-def _difference(metrics: Mapping[str, float | int | str], measure: str) -> str:
-    mean = metrics.get(f"{measure}.vs_champion.mean")
-    if mean is None:
+def _difference(evaluation: Evaluation, measure: str) -> str:
+    interval = evaluation.versus_champion.differences.get(measure)
+    if interval is None:
         return ""
-    low = metrics.get(f"{measure}.vs_champion.low")
-    high = metrics.get(f"{measure}.vs_champion.high")
-    return f"{mean:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low is not None else "")
+    ends = "" if interval.low is None else f" ({interval.low:+.3f} to {interval.high:+.3f})"
+    return f"{interval.mean:+.3f}{ends}"
 
 
 if __name__ == "__main__":

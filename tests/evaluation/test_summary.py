@@ -44,7 +44,7 @@ def test_the_metrics_are_one_flat_mapping_of_numbers_and_the_champions_name():
         "safety.challenger": 1.0,
         "log_likelihood.base": -2.0,
         "win_rate.vs_champion": 1.0,
-        "ties.vs_champion": 0.0,
+        "safety.vs_champion.mean": 0.0,
         "failed.challenger": 0,
         "latency_ms_per_turn.challenger": 100.0,  # 4.8 s for 24 conversations of 2 turns
         "fluency.in_band": 1,
@@ -68,7 +68,7 @@ def test_without_a_champion_the_base_stands_in_and_its_numbers_are_the_champions
         if name.endswith(".champion"):
             assert value == metrics[name.removesuffix(".champion") + ".base"]
     assert metrics["reward.vs_champion.mean"] == metrics["reward.vs_base.mean"] == 0.5
-    assert {row["policy"] for row in intent_rows(evaluation)} == {"base", "challenger"}
+    assert all(row["champion"] == row["base"] for row in distribution_rows(evaluation))
 
 
 def test_a_policy_that_parrots_is_out_of_the_band_of_distinctness():
@@ -99,7 +99,7 @@ def test_many_failures_end_the_evaluation_and_a_few_are_counted():
     base = PolicyResult("base", "old", tuple(conversation(f"s{i}") for i in range(50)))
     metrics = flat_metrics(summarise([base, with_failures(1)], CONFIG))
     assert metrics["failed.challenger"] == 1
-    assert metrics["dropped_pairs.vs_base"] == 1
+    assert metrics["dropped_pairs.vs_champion"] == 1
     with pytest.raises(EvaluationError, match=r"2 of 50.*challenger.*s0.*the engine is closed"):
         summarise([base, with_failures(2)], CONFIG)
 
@@ -119,13 +119,21 @@ def test_base_and_challenger_are_both_needed():
 
 def test_the_rows_behind_the_plots_add_up():
     evaluation = summarise(three(), CONFIG)
-    shares = {}
-    for row in distribution_rows(evaluation):
-        shares[row["policy"]] = shares.get(row["policy"], 0) + row["share"]
-    assert shares == pytest.approx({"base": 1.0, "champion": 1.0, "challenger": 1.0})
+    rows = distribution_rows(evaluation)
+    for name, reward in (("base", 0.25), ("champion", 0.5), ("challenger", 0.75)):
+        # all of a policy's made rewards are equal, and lie on the lower edge of a bin of 0.05
+        assert {row["reward"]: row[name] for row in rows if row[name]} == {reward + 0.025: 1.0}
     assert intent_rows(evaluation)[0] == {
-        "policy": "base", "intent": "delivery", "conversations": 12, "reward": 0.25, "rubric": 0.25
-    }  # fmt: skip
+        "intent": "delivery",
+        "conversations": 12,
+        "base": 0.25,
+        "champion": 0.5,
+        "challenger": 0.75,
+        "difference": 0.25,
+        "low": 0.25,
+        "high": 0.25,
+        "rubric_difference": 0.25,
+    }
 
 
 def test_every_conversation_is_kept_failed_ones_too():

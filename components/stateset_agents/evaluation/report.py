@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from stateset_agents.evaluation.compare import Comparison, Interval
+from stateset_agents.evaluation.compare import Interval
 from stateset_agents.evaluation.results import EvaluatedConversation, PolicyName
 from stateset_agents.evaluation.summary import Band, Evaluation, distribution_rows, intent_rows
 
@@ -223,9 +223,9 @@ def _opponents(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _intents(evaluation: Evaluation) -> list[dict[str, Any]]:
     """A row for each intent, the worst difference first."""
-    comparison: Comparison = evaluation.versus_champion
-    rewards = {(row["intent"], row["policy"]): row["reward"] for row in intent_rows(evaluation)}
-    found = {intent: measures["reward"] for intent, measures in comparison.by_intent.items()}
+    rewards = {row["intent"]: row for row in intent_rows(evaluation)}
+    by_intent = evaluation.versus_champion.by_intent
+    found = {intent: measures["reward"] for intent, measures in by_intent.items()}
     axis = _Axis.around(
         [
             end
@@ -237,7 +237,7 @@ def _intents(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [
         {
             "intent": intent,
-            "values": [rewards.get((intent, policy)) for policy in evaluation.policies],
+            "values": [rewards[intent][policy] for policy in evaluation.policies],
             "difference": interval,
             "tone": _tone(interval),
             "drawn": _drawn(interval, axis),
@@ -249,18 +249,17 @@ def _intents(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _distribution(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Bars of each policy's rewards; heights in per cent of the highest bar of all."""
     rows = distribution_rows(evaluation)
-    highest = max(row["share"] for row in rows)
+    highest = max(row[name] for row in rows for name in evaluation.policies)
     return [
         {
             "policy": name,
             "bars": [
                 {
                     "reward": row["reward"],
-                    "share": f"{100 * row['share']:.0f}%",
-                    "height": round(100 * row["share"] / highest, 1),
+                    "share": f"{100 * row[name]:.0f}%",
+                    "height": round(100 * row[name] / highest, 1),
                 }
                 for row in rows
-                if row["policy"] == name
             ],
         }
         for name in evaluation.policies

@@ -10,6 +10,7 @@ champion number is the base's.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -26,6 +27,11 @@ from stateset_agents.evaluation.results import (
 from stateset_agents.exceptions import EvaluationError
 
 BASE_STANDS_IN = "base"
+
+_NAMES: tuple[PolicyName, ...] = ("base", "champion", "challenger")
+
+# Measures whose difference has its interval in metrics.json, against base and champion.
+_HEADLINES = frozenset({"reward", "rubric"})
 
 _BINS = 20
 
@@ -205,59 +211,65 @@ def _bands(
 def flat_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
     """`metrics.json`: one flat mapping, names with dots, rounded to 6 places.
 
-    `<measure>.<policy>` are means; `<measure>.vs_<policy>.mean|low|high` are paired differences of
-    the challenger (no ends where there is a single cluster). Measures are `reward`, its parts,
-    `log_likelihood` (of the answers under the base model, nats a token), `answer_tokens` (a turn),
-    `truncated` (share); diversity's are shares.
+    `<measure>.<policy>` are means, for base, champion and challenger. `<measure>.vs_champion.mean`
+    are paired differences of the challenger, for the reward and its parts; the reward and the
+    rubric have `.low` and `.high` too (no ends where there is a single cluster), and the same
+    against the base. `comparison.json` has all the others.
     """
-    names: tuple[PolicyName, ...] = ("base", "champion", "challenger")
     metrics: dict[str, float | int | str] = {}
-    for measure in evaluation.means["challenger"]:
-        for name in names:
-            found = evaluation.means[evaluation.standing_for(name)].get(measure)
-            if found is not None:
-                metrics[f"{measure}.{name}"] = found.mean
-        for other, comparison in _comparisons(evaluation):
-            if measure in comparison.differences:
-                metrics |= _ends(f"{measure}.vs_{other}", comparison.differences[measure])
-    for measure in evaluation.diversity["challenger"].as_dict():
-        for name in names:
-            varied = evaluation.diversity[evaluation.standing_for(name)].as_dict()
-            metrics[f"{measure}.{name}"] = varied[measure]
-    for other, comparison in _comparisons(evaluation):
-        metrics |= _comparison_metrics(other, comparison)
-    for name in names:
-        policy = evaluation.policy(name)
+    parts = [name for name in evaluation.means["challenger"] if name not in OWN_MEASURES]
+    for measure in ("reward", *parts):
+        metrics |= _means(evaluation, measure)
+        differences = evaluation.versus_champion.differences
+        if measure in _HEADLINES:
+            metrics |= _ends(f"{measure}.vs_champion", differences[measure])
+            metrics |= _ends(f"{measure}.vs_base", evaluation.versus_base.differences[measure])
+        elif measure in differences:
+            metrics[f"{measure}.vs_champion.mean"] = differences[measure].mean
+    for measure in ("log_likelihood", "answer_tokens", "truncated"):
+        metrics |= _means(evaluation, measure)
+    for name in _NAMES:
+        shown = evaluation.standing_for(name)
+        policy, varied = evaluation.policies[shown], evaluation.diversity[shown]
+        metrics[f"distinct_2.{name}"] = varied.distinct_2
+        metrics[f"identical_answers.{name}"] = varied.identical_answers
         metrics[f"latency_ms_per_turn.{name}"] = policy.milliseconds_per_turn
         metrics[f"failed.{name}"] = policy.failed_count
+    metrics |= _champion_metrics(evaluation)
     for gate in dict.fromkeys(band.gate for band in evaluation.bands):
         inside = all(band.inside for band in evaluation.bands if band.gate == gate)
         metrics[f"{gate}.in_band"] = int(inside)
     metrics |= evaluation.counts()
-    metrics["champion.version"] = evaluation.champion_version
-    metrics["champion.model_name"] = evaluation.policy("champion").title
     return {name: _rounded(value) for name, value in metrics.items()}
+
+
+def _means(evaluation: Evaluation, measure: str) -> dict[str, float | int | str]:
+    """A measure's mean for each policy that has it."""
+    found = {name: evaluation.means[evaluation.standing_for(name)].get(measure) for name in _NAMES}
+    return {
+        f"{measure}.{name}": interval.mean
+        for name, interval in found.items()
+        if interval is not None
+    }
 
 
 def _comparisons(evaluation: Evaluation) -> tuple[tuple[str, Comparison], ...]:
     return (("champion", evaluation.versus_champion), ("base", evaluation.versus_base))
 
 
-def _comparison_metrics(other: str, comparison: Comparison) -> dict[str, float | int | str]:
-    """Win rate and the reward's interval with the other kind of cluster."""
-    rate = comparison.win_rate
-    pairs = comparison.pairs
-    metrics: dict[str, float | int | str] = {
-        f"win_rate.vs_{other}": rate.rate.mean,
-        f"ties.vs_{other}": rate.ties / pairs,
-        f"dropped_pairs.vs_{other}": comparison.dropped_pairs,
-    }
+def _champion_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
+    """Win rate, the reward's interval with the other kind of cluster, and who the champion is."""
+    comparison = evaluation.versus_champion
     wide = comparison.reward_by_other_cluster
     ends = {
-        f"win_rate.vs_{other}.low": rate.rate.low,
-        f"win_rate.vs_{other}.high": rate.rate.high,
-        f"reward.vs_{other}.other_cluster_low": wide.low,
-        f"reward.vs_{other}.other_cluster_high": wide.high,
+        "reward.vs_champion.other_cluster_low": wide.low,
+        "reward.vs_champion.other_cluster_high": wide.high,
+    }
+    metrics: dict[str, float | int | str] = {
+        "win_rate.vs_champion": comparison.win_rate.rate.mean,
+        "dropped_pairs.vs_champion": comparison.dropped_pairs,
+        "champion.version": evaluation.champion_version,
+        "champion.model_name": evaluation.policy("champion").title,
     }
     return metrics | {name: end for name, end in ends.items() if end is not None}
 
@@ -269,49 +281,56 @@ def _ends(prefix: str, interval: Interval) -> dict[str, float | int | str]:
     return found
 
 
-def _rounded(value: float | int | str) -> float | int | str:
+def _rounded(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
 def intent_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Rows of the plot by intent: policy, intent, mean reward and rubric, conversations."""
+    """Rows of the plot by intent: intent, conversations, the mean reward of base, champion and
+    challenger, and the paired `difference` of challenger and champion with `low` and `high` (None
+    with a single scenario), of the reward and of the rubric.
+    """
     rows = []
-    for name, policy in evaluation.policies.items():
-        for intent in sorted({one.intent for one in policy.scored}):
-            measured = [one.measures() for one in policy.scored if one.intent == intent]
-            row: dict[str, Any] = {"policy": name, "intent": intent, "conversations": len(measured)}
-            for measure in ("reward", "rubric"):
-                if all(measure in one for one in measured):
-                    row[measure] = round(math.fsum(m[measure] for m in measured) / len(measured), 6)
-            rows.append(row)
+    for intent, measures in evaluation.versus_champion.by_intent.items():
+        rewards = {
+            name: [
+                one.measures()["reward"]
+                for one in evaluation.policy(name).scored
+                if one.intent == intent
+            ]
+            for name in _NAMES
+        }
+        row: dict[str, Any] = {"intent": intent, "conversations": len(rewards["challenger"])}
+        row |= {name: math.fsum(found) / len(found) for name, found in rewards.items()}
+        row |= {"difference": measures["reward"].mean}
+        row |= {"low": measures["reward"].low, "high": measures["reward"].high}
+        if "rubric" in measures:
+            row["rubric_difference"] = measures["rubric"].mean
+        rows.append({name: _rounded(value) for name, value in row.items()})
     return rows
 
 
 def distribution_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Rows of the plot of rewards: policy, `reward` (middle of a bin) and share of conversations.
+    """Rows of the plot of rewards: `reward` (middle of a bin) and the share of each policy's
+    conversations in it.
 
     The bins are 20 of equal width over [0, 1], wider where rewards lie outside.
     """
     rewards = {
-        name: [one.measures()["reward"] for one in policy.scored]
-        for name, policy in evaluation.policies.items()
+        name: [one.measures()["reward"] for one in evaluation.policy(name).scored]
+        for name in _NAMES
     }
     everything = [reward for values in rewards.values() for reward in values]
     low, high = min(0.0, *everything), max(1.0, *everything)
     width = (high - low) / _BINS
-    rows = []
+    rows: list[dict[str, Any]] = [
+        {"reward": round(low + (number + 0.5) * width, 6)} | dict.fromkeys(_NAMES, 0.0)
+        for number in range(_BINS)
+    ]
     for name, values in rewards.items():
-        counts = [0] * _BINS
-        for reward in values:
-            counts[min(_BINS - 1, int((reward - low) / width))] += 1
-        rows += [
-            {
-                "policy": name,
-                "reward": round(low + (bin_number + 0.5) * width, 6),
-                "share": round(count / len(values), 6),
-            }
-            for bin_number, count in enumerate(counts)
-        ]
+        counts = Counter(min(_BINS - 1, int((reward - low) / width)) for reward in values)
+        for number, count in counts.items():
+            rows[number][name] = round(count / len(values), 6)
     return rows
 
 
@@ -325,6 +344,7 @@ def comparison_document(evaluation: Evaluation) -> dict[str, Any]:
             name: {measure: asdict(interval) for measure, interval in measures.items()}
             for name, measures in evaluation.means.items()
         },
+        "diversity": {name: found.as_dict() for name, found in evaluation.diversity.items()},
     } | {
         f"versus_{other}": {
             name: value
