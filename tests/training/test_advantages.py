@@ -1,0 +1,60 @@
+"""Advantages by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from stateset_agents.exceptions import TrainingError
+from stateset_agents.training.advantages import groups_without_spread, trajectory_advantages
+
+GROUPS = torch.tensor([0, 0, 0, 0, 1, 1])
+# the guide's group: mean 0.75, squared deviations 0.0025, 0.0225, 0.0225, 0.0025 over n - 1 = 3
+REWARDS = torch.tensor([0.7, 0.9, 0.6, 0.8, 0.4, 0.4], dtype=torch.float64)
+GUIDE_STD = math.sqrt(0.05 / 3)
+
+
+def test_a_group_is_compared_with_itself() -> None:
+    advantages = trajectory_advantages(REWARDS, GROUPS).tolist()
+
+    expected = [d / (GUIDE_STD + 1e-4) for d in (-0.05, 0.15, -0.15, 0.05)]
+    assert advantages[:4] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_group_with_equal_rewards_teaches_nothing_and_is_counted() -> None:
+    # 0.1 + 0.2 style rewards: their mean is not exactly the reward itself
+    rewards = torch.tensor([0.1] * 3 + [0.2, 0.3], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 0, 1, 1])
+
+    advantages = trajectory_advantages(rewards, groups)
+
+    assert advantages[:3].tolist() == [0, 0, 0]
+    assert advantages[3] < 0 < advantages[4]
+    assert groups_without_spread(rewards, groups) == 1
+
+
+def test_one_survivor_of_a_group_teaches_nothing() -> None:
+    assert trajectory_advantages(torch.tensor([0.9]), torch.tensor([0])).tolist() == [0]
+
+
+def test_without_scaling_it_is_the_distance_to_the_mean() -> None:
+    advantages = trajectory_advantages(REWARDS, GROUPS, scale=False).tolist()
+
+    assert advantages == pytest.approx([-0.05, 0.15, -0.15, 0.05, 0, 0], abs=1e-12)
+
+
+def test_the_baseline_may_be_the_batch_or_none() -> None:
+    rewards, groups = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([0, 0, 1, 1])
+
+    batch = trajectory_advantages(rewards, groups, baseline="batch", scale=False)
+    none = trajectory_advantages(rewards, groups, baseline="none", scale=False)
+
+    assert batch.tolist() == [-0.5, 0.5, 0.5, -0.5]
+    assert none.tolist() == [0, 1, 1, 0]
+
+
+def test_a_reward_that_is_no_number_is_an_error_that_says_whose() -> None:
+    with pytest.raises(TrainingError, match=r"trajectories \[1, 3\]"):
+        trajectory_advantages(torch.tensor([0.1, math.nan, 0.3, math.inf]), torch.zeros(4))

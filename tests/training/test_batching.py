@@ -1,0 +1,126 @@
+"""From conversations to rows, batches and micro-batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stateset_agents.core.trajectory import (
+    MultiTurnTrajectory,
+    StopReason,
+    TokenSample,
+    TrajectoryGroup,
+)
+from stateset_agents.inference.engine import FinishReason
+from stateset_agents.training.batching import make_batch, micro_batches, step_rows
+from stateset_agents.training.config import TrainingConfig
+from tests.training.made import make_advantages, make_rows, to_batch
+
+
+def conversation(*samples: tuple[range, range], reward: float = 0.0) -> MultiTurnTrajectory:
+    return MultiTurnTrajectory(
+        trajectory_id="t",
+        turns=[],
+        episode_reward=reward,
+        samples=[
+            TokenSample(tuple(prompt), tuple(ids), (-1.0,) * len(ids), FinishReason.STOP)
+            for prompt, ids in samples
+        ],
+    )
+
+
+def group_of(*trajectories: MultiTurnTrajectory) -> TrajectoryGroup:
+    return TrajectoryGroup("g", {}, list(trajectories))
+
+
+def test_every_sampled_token_of_a_conversation_is_trained_on_and_no_other() -> None:
+    talk = conversation((range(4), range(4, 7)), (range(9), range(9, 11)))
+
+    rows = step_rows([group_of(talk)], TrainingConfig())
+
+    assert [row.token_ids for row in rows.rows] == [tuple(range(11))]
+    assert [n for n, sampled in enumerate(rows.rows[0].loss_mask) if sampled] == [4, 5, 6, 9, 10]
+
+
+def test_a_failed_conversation_gives_no_row_and_no_reward_and_is_counted() -> None:
+    failed = conversation((range(4), range(4, 7)), reward=float("nan"))
+    failed.stop_reason = StopReason.FAILED
+    fine = conversation((range(4), range(4, 6)), reward=0.5)
+
+    rows = step_rows([group_of(failed, fine)], TrainingConfig())
+
+    assert rows.rewards.tolist() == [0.5]
+    assert [row.trajectory for row in rows.rows] == [0]
+    assert rows.counts["failed"] == 1
+
+
+def test_a_conversation_in_which_nothing_was_sampled_counts_in_the_baseline_only() -> None:
+    rows = step_rows([group_of(conversation(reward=0.2))], TrainingConfig())
+
+    assert (len(rows.rows), len(rows.rewards), rows.counts["empty"]) == (0, 1, 1)
+
+
+def test_what_exceeds_the_lengths_is_left_out_and_counted() -> None:
+    long_opening = conversation((range(9), range(9, 12)))
+    long_talk = conversation((range(5), range(5, 8)), (range(10), range(10, 20)))
+    config = TrainingConfig(max_prompt_length=8, max_completion_length=7)
+
+    rows = step_rows([group_of(long_opening, long_talk)], config)
+
+    assert rows.counts["prompt_too_long"] == 1
+    # five tokens of opening and seven more; ten were sampled in the second answer, two of them fit
+    assert rows.counts["cut_tokens"] == 8
+    assert [row.token_ids for row in rows.rows] == [tuple(range(12))]
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("sequence_mean", [1 / (2 * 3), 1 / (2 * 3), 1 / 2]),
+        ("token_mean", [1 / 4] * 3),
+        ("fixed_length", [1 / (2 * 64)] * 3),
+    ],
+)
+def test_tokens_of_a_split_conversation_weigh_as_if_it_were_one_row(
+    aggregation: str, expected: list[float]
+) -> None:
+    # the first conversation's context was rewritten: two rows with two and one sampled tokens
+    split = conversation((range(4), range(4, 6)), (range(50, 54), range(7, 8)), reward=1)
+    whole = conversation((range(4), range(4, 5)))
+    rows = step_rows([group_of(split, whole)], TrainingConfig())
+
+    batch = make_batch(
+        rows,
+        torch.ones(2),
+        loss_aggregation=aggregation,  # type: ignore[arg-type]
+        max_completion_length=64,
+        pad_token_id=0,
+        temperature=1.0,
+        keep_all_rows=True,
+    )
+
+    per_row = [batch.loss_weights[n][batch.loss_mask[n]][0].item() for n in range(3)]
+    assert per_row == pytest.approx(expected)
+    assert bool((batch.loss_weights[~batch.loss_mask] == 0).all())
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget() -> None:
+    rows = make_rows(groups=3, generations=5)
+    batch = to_batch(rows, make_advantages(rows))
+
+    for share in (False, True):
+        parts = micro_batches(batch, token_budget=150, share_prefix=share)
+        assert sorted(row for part in parts for row in part.tolist()) == list(range(15))
+        for part in parts:
+            prefix = int(batch.shared_prefix_lengths[part].max()) if share else 0
+            width = int(batch.row_lengths[part].max()) - prefix
+            assert len(part) == 1 or prefix + len(part) * width <= 150
+            assert not share or len(batch.group_index[part].unique()) == 1
+
+
+def test_a_group_of_one_shares_nothing() -> None:
+    rows = make_rows(groups=2, generations=1)
+
+    batch = to_batch(rows, make_advantages(rows))
+
+    assert batch.shared_prefix_lengths.tolist() == [0, 0]

@@ -1,0 +1,84 @@
+"""Killed with SIGKILL and resumed, training ends with the weights of an uninterrupted run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stateset_agents.training.callbacks import CheckpointCallback, EarlyStoppingCallback
+from stateset_agents.training.checkpoint import latest_checkpoint
+from tests.training.runs import (
+    LettersE,
+    Remembered,
+    Weights,
+    finished_weights,
+    make_trainer,
+    run_in_process,
+    train,
+)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo, adapter": {"algorithm": "grpo", "use_lora": True, "lora_dropout": 0.1},
+    "gspo, full": {"algorithm": "gspo", "use_lora": False, "kl_coefficient": 0.05},
+}
+
+
+def assert_bit_for_bit(first: Weights, second: Weights) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_killed_again_and_again_ends_where_an_uninterrupted_one_does(
+    tiny_model_dir: Path, tmp_path: Path, variant: str
+) -> None:
+    settings = VARIANTS[variant]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    assert run_in_process(tiny_model_dir, whole, settings, kill=None) == 0
+
+    for kill in (("rollout", 0), ("update", 1), ("writing", 2), ("rollout", 2), ("naming", 3)):
+        assert run_in_process(tiny_model_dir, broken, settings, kill) == -9, kill
+    assert latest_checkpoint(broken / "checkpoints") == broken / "checkpoints" / "step_2"
+    assert run_in_process(tiny_model_dir, broken, settings, kill=None) == 0
+
+    assert_bit_for_bit(finished_weights(whole), finished_weights(broken))
+    leftovers = [path.name for path in (broken / "checkpoints").iterdir()]
+    assert sorted(leftovers) == ["step_3", "step_4"]
+
+
+def test_what_a_resumed_run_logs_is_what_the_uninterrupted_one_did(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    whole, resumed = Remembered(), Remembered()
+    train(make_trainer(tiny_model_dir, logger=whole), [CheckpointCallback(tmp_path, keep=9)])
+    train(make_trainer(tiny_model_dir, logger=resumed), [], tmp_path / "step_2")
+
+    assert [step for step, _ in resumed.steps] == [3, 4]
+    for (_, first), (_, second) in zip(whole.steps[2:], resumed.steps, strict=True):
+        timeless = {name for name in first if not name.startswith(("seconds/", "tokens_per_"))}
+        assert {name: first[name] for name in timeless} == {n: second[n] for n in timeless}
+
+
+def test_early_stopping_goes_on_counting_after_a_resume(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    class Constant(LettersE):
+        async def compute_reward(self, turns: Any, context: Any = None) -> float:
+            return 0.5
+
+    def stopping() -> EarlyStoppingCallback:
+        return EarlyStoppingCallback(patience=2)
+
+    whole = make_trainer(tiny_model_dir, reward=Constant())
+    train(whole, [CheckpointCallback(tmp_path, keep=9), stopping()])
+    resumed = make_trainer(tiny_model_dir, reward=Constant())
+    train(resumed, [stopping()], tmp_path / "step_2")
+
+    assert whole.step == resumed.step == 3
+    assert resumed.stop_reason == "reward/mean has not risen above 0.5 for 2 steps"
