@@ -233,8 +233,9 @@ def _s3_client(location: str) -> tuple[Any, Any]:
         raise StorageError(
             f"artifact store {location}: S3 needs boto3; pip install 'stateset-agents[s3]'"
         ) from error
+    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "5"))
     config = Config(
-        retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=60
+        retries={"mode": "standard", "max_attempts": attempts}, connect_timeout=5, read_timeout=60
     )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     # a client of its own session: boto3's default session is not made for several threads
