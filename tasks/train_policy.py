@@ -13,7 +13,7 @@ import csv
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,11 @@ STATE = paths.CHECKPOINTS / "train_policy"
 _log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig) -> None:
-    """Train and write data/policy; checkpoints are removed once it is there."""
+def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
+    """Train and write data/policy; checkpoints are removed once it is there.
+
+    `callbacks` are called after the step's own.
+    """
     _check_inputs(config)
     trainer = _make_trainer(config)
     checkpoint = _fitting_checkpoint(trainer)
@@ -62,7 +65,7 @@ def run(config: RunConfig) -> None:
         resume_run_id=read_link(STATE / RUN_LINK) if checkpoint else None,
     ) as tracked:
         tracked.write_link(STATE / RUN_LINK)
-        samples = _train(trainer, tracked, checkpoint)
+        samples = _train(trainer, tracked, checkpoint, callbacks)
         with in_place(paths.POLICY) as folder:
             _write_policy(folder, trainer, config, tracked.run_id)
         metrics = _write_report(trainer, samples)
@@ -115,7 +118,12 @@ def _fitting_checkpoint(trainer: Trainer) -> Path | None:
     return None
 
 
-def _train(trainer: Trainer, tracked: TrackedRun, checkpoint: Path | None) -> ConversationSamples:
+def _train(
+    trainer: Trainer,
+    tracked: TrackedRun,
+    checkpoint: Path | None,
+    callbacks: Sequence[TrainingCallback],
+) -> ConversationSamples:
     steps = JsonlLogger(STATE / "steps.jsonl")
     if checkpoint is not None:
         steps.truncate_after(int(checkpoint.name.rpartition("_")[2]))
@@ -123,15 +131,15 @@ def _train(trainer: Trainer, tracked: TrackedRun, checkpoint: Path | None) -> Co
     samples = ConversationSamples()
     try:
         with ProgressBar(Console(stderr=True)) as bar:
-            callbacks: list[TrainingCallback] = [bar, samples, CheckpointCallback(STATE)]
-            asyncio.run(_train_and_close(trainer, callbacks, checkpoint))
+            everyone = [bar, samples, CheckpointCallback(STATE), *callbacks]
+            asyncio.run(_train_and_close(trainer, everyone, checkpoint))
     finally:
         trainer.logger.close()
     return samples
 
 
 async def _train_and_close(
-    trainer: Trainer, callbacks: list[TrainingCallback], checkpoint: Path | None
+    trainer: Trainer, callbacks: Sequence[TrainingCallback], checkpoint: Path | None
 ) -> None:
     try:
         await trainer.train(callbacks, resume_from=checkpoint)

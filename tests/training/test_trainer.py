@@ -241,6 +241,6 @@ def test_two_steps_on_the_real_model_move_it_towards_the_reward(smollm2_dir: Pat
     assert [step for step, _ in logger.steps] == [1, 2]
     first, second = (metrics for _, metrics in logger.steps)
     assert 0 < first["policy/grad_norm"] < 100
-    assert first["policy/sampling_difference_mean"] < 0.05
-    assert second["policy/sampling_difference_mean"] < 0.05
+    assert first["policy/sampling_difference_mean"] < 0.1
+    assert second["policy/sampling_difference_mean"] < 0.1
     assert first["policy/kl_to_reference"] < 1e-3 < second["policy/kl_to_reference"]
