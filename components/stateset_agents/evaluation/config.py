@@ -60,8 +60,9 @@ class EvaluationConfig(Settings):
     """How far distinct-2 may fall below the base's own, in absolute terms. More distinct than the
     base is never out of the band."""
 
-    max_identical_answers: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Largest share of answers that also occur, word for word, in another scenario."""
+    max_identical_answers: float = Field(default=0.35, ge=0.0, le=1.0)
+    """Largest share of answers that also occur, word for word, in another scenario. Not 0: a
+    goodbye, a quarter of the answers where every user takes leave, may well be the same."""
 
     max_failed_share: float = Field(default=0.02, ge=0.0, le=1.0)
     """Largest share of a policy's conversations that may fail before the evaluation does.
