@@ -57,4 +57,4 @@ def prefect_pages() -> str:
     return address.removesuffix("/api")
 
 
-entry.turn_telemetry_off()
+entry.quieten()

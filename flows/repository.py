@@ -5,6 +5,7 @@ Owns both locks and how DVC's errors are told. It does not know Prefect.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -12,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class StepOutcome:
     seconds: float
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold_checkout(root: Path) -> Iterator[None]:
     """Be the only retraining in this checkout.
 
@@ -99,12 +99,27 @@ def reproduce(root: Path, step: str, *, force: bool = False) -> StepOutcome:
     except LockError as error:
         raise PipelineError(f"step {step} cannot start: {error}") from error
     except DvcException as error:
+        _bring_back_outputs(root, step)
         raise _explain(root, step, started, error) from error
     except BaseException:
         _end_children()  # a time limit or Ctrl-C: DVC leaves the step running
         raise
     ran = history.last(root, step, since=started)
     return StepOutcome(step, ran is not None, time.time() - started)
+
+
+def _bring_back_outputs(root: Path, step: str) -> None:
+    # DVC deletes a stage's outputs before it runs it. What a failed step did not write anew comes
+    # out of the cache again, where there is any; what it did write (a report) stays.
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repository:
+        stage = repository.stage.get_target(step)
+        for out in stage.outs:
+            if not out.exists and out.hash_info:
+                with contextlib.suppress(DvcException):  # the failure itself is told anyhow
+                    out.checkout()
 
 
 def _explain(root: Path, step: str, started: float, error: Exception) -> PipelineError:

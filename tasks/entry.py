@@ -21,14 +21,16 @@ from stateset_agents.exceptions import StateSetError
 from stateset_agents.run_config import RunConfig
 from tasks import history, paths
 
-# Nobody asked for any of it, and without a network each of them waits or logs errors.
-TELEMETRY_OFF = {
+# Telemetry: nobody asked for it, and without a network each of these waits or logs errors.
+# Progress bars for what takes no time; the steps have their own.
+QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ash", "ksh")
@@ -39,7 +41,7 @@ def main(run: Callable[[RunConfig], None]) -> None:
 
     Any other exception keeps its traceback, because it is a defect and not a wrong input.
     """
-    turn_telemetry_off()
+    quieten()
     parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").strip())
     parser.add_argument("--params", type=Path, default=paths.PARAMS, help="default: %(default)s")
     arguments = parser.parse_args()
@@ -68,9 +70,9 @@ def _run_recorded(run: Callable[[RunConfig], None], params: Path) -> int:
     return code
 
 
-def turn_telemetry_off() -> None:
+def quieten() -> None:
     """Set what each tool reads, unless the environment says otherwise."""
-    for name, value in TELEMETRY_OFF.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
 
 
