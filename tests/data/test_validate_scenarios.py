@@ -12,6 +12,7 @@ import pytest
 from stateset_agents.exceptions import DataError
 from stateset_agents.run_config import RunConfig
 from tasks import validate_scenarios
+from tests.infra.servers import object_store
 
 # Great Expectations 1.24 on Python 3.11, and its pandas metrics
 pytestmark = [
@@ -125,3 +126,20 @@ def test_the_step_says_in_one_line_what_it_read(
         validate_scenarios.run(RunConfig())
     assert "ephemeral" not in caplog.text
     assert "342 scenarios over 57 intents (66 heldout, 240 train, 36 validation)" in caplog.text
+
+
+def test_sources_on_s3_give_the_same_parts_as_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate_scenarios.run(RunConfig())
+    from_files = parts(project)
+    with object_store(project) as store:
+        for name, value in store.env.items():
+            monkeypatch.setenv(name, value)
+        for name in ("scenarios", "preferences"):
+            shutil.copytree(project / "data" / name, project / "objects" / "bucket" / name)
+        config = RunConfig()
+        config.scenarios.sources = ("s3://bucket/scenarios",)
+        config.scenarios.preferences = ("s3://bucket/preferences/train.jsonl",)
+        validate_scenarios.run(config)
+    assert parts(project) == from_files
