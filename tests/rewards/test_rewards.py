@@ -185,6 +185,37 @@ async def test_helpful_answers_come_above_thin_ones_and_those_above_empty_evasiv
     )
 
 
+async def test_an_answer_is_held_to_what_policy_and_user_have_said() -> None:
+    async def of(answer: str, policy: bool = True) -> RewardResult:
+        turns = conversation(answer, user=("Until when can I return the shoes?",))
+        return await score(HelpfulnessReward(), turns if policy else turns[1:])
+
+    true = await of("You can return the shoes within 30 days of delivery.")
+    invented = await of("You can return the shoes within 45 days of delivery.")
+    rambling = await of(
+        "You can return the shoes on a ship with a captain, who dreams of whales and old maps "
+        "while the orchestra plays in a garden full of lanterns, violins and sleepy dragons."
+    )
+    assert (true.breakdown["grounded"], true.breakdown["invented"]) == (1.0, 0.0)
+    assert invented.breakdown["invented"] == 1.0
+    assert invented.score < 0.75 * true.score
+    assert rambling.score < 0.6 * true.score
+    free = await of("You can return the shoes within 45 days of delivery.", policy=False)
+    assert (free.breakdown["grounded"], free.breakdown["invented"]) == (1.0, 0.0)
+
+
+async def test_a_short_farewell_is_all_that_thanks_ask_for() -> None:
+    async def of(answer: str) -> float:
+        turns = conversation(answer, user=("Great, thanks, that is all.",))
+        return (await score(HelpfulnessReward(), turns)).score
+
+    assert await of("You're welcome, enjoy the shoes.") == 1.0
+    assert await of("The warehouse is closed.") < 0.5
+    assert (
+        await of("You're welcome. " + "We have many more things to tell you about it. " * 4) < 0.5
+    )
+
+
 async def test_unsafe_answers_come_below_safe_ones() -> None:
     await in_order(
         SafetyReward(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,8 +21,11 @@ from stateset_agents.core.sentences import (
 from stateset_agents.core.trajectory import ConversationTurn
 
 _NEW_WORDS_PER_SENTENCE = 4
-_ENOUGH_WORDS = 6
 _ENOUGH_OF_THE_USERS = 2
+_ENOUGH_KNOWN, _ENOUGH_WITHOUT_POLICY = 4, 6
+_POLICY_WORDS = 12  # "You are a helpful assistant." is no policy to hold an answer to
+_GROUNDED_SHARE = 0.4
+_INVENTED_NUMBER_FACTOR = 0.7
 
 _EVASIVE = re.compile(
     r" (?:as an ai|i am (?:just |only )?(?:an ai|a language model|a chatbot|not sure|unable to)|"
@@ -43,7 +47,7 @@ _CLOSING = re.compile(
 _FAREWELL = frozenset(
     ("welcome", "glad", "pleasure", "thank", "thanks", "happy", "goodbye", "anytime", "enjoy")
 )
-_LONGEST_FAREWELL = 16
+_LONGEST_FAREWELL, _LONGEST_REPLY_TO_IT = 16, 25
 _EMPTY = frozenset(_COURTESY.split())
 _ACTION = re.compile(
     r" (?:you (?:can|could|will|may|should|need)|(?:we|i) (?:will|can|could|have|offer|accept|send|"
@@ -56,21 +60,26 @@ class HelpfulnessReward(RewardFunction):
 
     For each turn, over its well-formed sentences only (so fragments and word lists earn nothing):
 
-        0.35 * address    content words and numbers of the user that come back; 2 suffice, those of
-                          the user's earlier turns count half
-      + 0.35 * substance  content words that are not courtesy ("happy to help"); 6 suffice, those
-                          of the policy text and of the user count full, other words half
-      + 0.30 * direction  0.7 for a statement of what happens or can be done, 0.5 for a question or
-                          request that moves on, at most 1 together
+        0.3 * address    content words and numbers of the user that come back; 2 suffice, those of
+                         the user's earlier turns count half
+      + 0.4 * substance  words of the policy text and of the user, courtesy ("happy to help") left
+                         out; 4 suffice, a sentence yields four at most
+      + 0.3 * direction  0.7 for a statement of what happens or can be done, 0.5 for a question or
+                         request that moves on, at most 1 together
 
-    Where the user closes ("thanks, that is all"), a turn has all of it for a word of thanks,
-    welcome or goodbye, else a third.
-    times (1 - echo), the share of the answer's word triples that are the user's own, once it is
-    above a fifth, and times 0.4 if the answer evades ("I don't know", "as an AI", "contact customer
-    service", which a support agent says of itself). A sentence yields four new words at most.
-    Fooled by: fluent sentences that use the right words and say something false; that is for the
-    rubric and the learned reward to see. How high it can get depends on what the user says, so
-    compare scores within a scenario only.
+    times what keeps it to the matter, over all of its words:
+    - grounded: 0.2 + 0.8 * min(1, share / 0.4), the share of its content words that the policy or
+      the user said. Good answers of this kind have three quarters, a model that rambles a tenth;
+    - 0.7 for each number that nobody has said;
+    - 1 - echo, the share of its word triples that are the user's own, stretched from a fifth up;
+    - 0.4 if it evades ("I don't know", "as an AI", "contact customer service", which a support
+      agent says of itself).
+    Without a policy text of a dozen content words or more, `grounded` and invented numbers are left
+    out, and other words count half towards a substance of 6. Where the user closes ("thanks, that
+    is all"), a short reply with a word of thanks or welcome has 1 in all parts, any other a third.
+    Fooled by: fluent sentences that use the right words and say something false, and by quoting
+    the policy off the point; that is for the rubric and the learned reward to see. How high it can
+    get depends on what the user says, so compare scores within a scenario only.
     """
 
     async def compute_reward(
@@ -85,7 +94,7 @@ class HelpfulnessReward(RewardFunction):
             said |= content_words(answer.user_text) - _EMPTY
         scores = [_turn_score(part) for part in parts]
         count = len(scores) or 1
-        names = ("address", "substance", "direction", "echo", "evasive")
+        names = ("address", "substance", "direction", "grounded", "invented", "echo", "evasive")
         return RewardResult(
             score=sum(scores) / count,
             breakdown={name: sum(part[name] for part in parts) / count for name in names},
@@ -94,26 +103,40 @@ class HelpfulnessReward(RewardFunction):
 
 
 def _turn_score(part: dict[str, float]) -> float:
-    value = 0.35 * part["address"] + 0.35 * part["substance"] + 0.30 * part["direction"]
+    value = 0.3 * part["address"] + 0.4 * part["substance"] + 0.3 * part["direction"]
+    value *= 0.2 + 0.8 * part["grounded"]
+    value *= math.pow(_INVENTED_NUMBER_FACTOR, part["invented"])
     return value * (1 - part["echo"]) * (0.4 if part["evasive"] else 1.0)
 
 
 def _parts(answer: Answer, policy: frozenset[str], before: frozenset[str]) -> dict[str, float]:
     asked = content_words(answer.user_text) - _EMPTY
-    used = _used_words(answer, asked | before | policy)
-    weighed = sum(1.0 if word in asked | before | policy else 0.5 for word in used)
+    known = asked | before | policy
+    evades = any(_EVASIVE.search(_text(one)) for one in answer.sentences)
+    parts = {"grounded": 1.0, "invented": 0.0, "echo": _echo(answer), "evasive": float(evades)}
+    if _closes(answer.user_text):
+        short = len(normalised_words(answer.text)) <= _LONGEST_REPLY_TO_IT
+        polite = 1.0 if short and _FAREWELL.intersection(_all_words(answer)) else 1 / 3
+        return parts | dict.fromkeys(("address", "substance", "direction"), polite)
+    used = _used_words(answer, known)
+    substance = (len(used & known) + 0.5 * len(used - known)) / _ENOUGH_WITHOUT_POLICY
+    if len(policy) >= _POLICY_WORDS:
+        substance = len(used & known) / _ENOUGH_KNOWN
+        parts |= _grounding(content_words(answer.text) - _EMPTY, known)
     taken_up = len(used & asked) + 0.5 * len(used & (before - asked))
     wanted = min(_ENOUGH_OF_THE_USERS, len(asked | before))
-    parts = {
+    return parts | {
         "address": min(1.0, taken_up / wanted) if wanted else 1.0,
-        "substance": min(1.0, weighed / _ENOUGH_WORDS),
+        "substance": min(1.0, substance),
         "direction": _direction(answer.plain_sentences),
     }
-    if _closes(answer.user_text):
-        polite = 1.0 if _FAREWELL.intersection(_all_words(answer)) else 1 / 3
-        parts = dict.fromkeys(parts, polite)
-    evades = any(_EVASIVE.search(_text(one)) for one in answer.sentences)
-    return {**parts, "echo": _echo(answer), "evasive": float(evades)}
+
+
+def _grounding(spoken: frozenset[str], known: frozenset[str]) -> dict[str, float]:
+    """How much of what was spoken is known, and how many numbers are not ("1" is often a word)."""
+    share = len(spoken & known) / len(spoken) if spoken else 0.0
+    invented = [word for word in spoken - known if word[0].isdigit()]
+    return {"grounded": min(1.0, share / _GROUNDED_SHARE), "invented": float(len(invented))}
 
 
 def _used_words(answer: Answer, known: frozenset[str]) -> frozenset[str]:
