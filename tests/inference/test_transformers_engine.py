@@ -251,7 +251,7 @@ def test_slots_grow_with_their_conversations_within_the_memory_allowed(
     long_prompt = prompt_of(tokenizer, " ".join(TEXTS * 9))
     assert len(long_prompt) > 512
     token_bytes = 2 * 2 * 16 * 2 * 4  # layers, heads, width, key and value, float32
-    engine = make_engine(cache_bytes=3 * 1024 * token_bytes)
+    engine = make_engine(cache_bytes=4 * 1024 * token_bytes)
     requests = [
         request(long_prompt[:40], seed=1, max_new_tokens=60),
         *(request(long_prompt, seed=n, conversation_id=f"c{n}") for n in range(4)),

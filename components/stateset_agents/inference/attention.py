@@ -4,12 +4,12 @@ Owns the products of queries with cached keys and values, for many sequences of 
 one packed row of tokens. It does not know requests; `plan_attention` turns the scheduler's rows
 into tensors once a step, and every layer uses them.
 
-The prompt that a group shares lies in one slot. Its scores are one product for all queries of the
-group and stand beside each sequence's own scores under one softmax, so the result is that of
-attention over the concatenation.
+The prompt that a group shares lies in a cache of its own, once. Its scores are one product for all
+queries of the group, and stand beside each sequence's own scores under one softmax, so the result
+is that of attention over the concatenation.
 
-Notation: N packed tokens, R sequences of a run, K key-value heads, Q query heads for each, D head
-width, P prefix tokens, L own tokens.
+Notation: N packed tokens, R single tokens, K key-value heads, Q query heads for each, D head width,
+P prefix tokens, L own tokens, G groups, M members of the largest group.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from stateset_agents.inference.slot_cache import LayerShape, SlotCache
 ATTENTION_NAME = "stateset_slots"
 # Other models hand their extras to attention by these names; none of them is computed here.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-# Slots without a query that a run may bridge: computing one in vain is cheaper than another run.
-_BRIDGED_SLOTS = 2
+# Slots without a query that a run may bridge: computing some in vain is cheaper than another run.
+_BRIDGED_SLOTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,67 +40,83 @@ class Row:
         slot: where the sequence's own keys and values lie.
         start: own tokens that are computed already.
         count: tokens computed now; they follow those.
-        prefix_slot: the slot of the shared prefix, or None.
-        prefix_tokens: P, tokens of the prefix; the position of own token i is P + i.
+        is_prefix: the sequence is a shared prefix, and `slot` one of the shared cache.
+        prefix_slot: the shared prefix's slot in the shared cache, or None.
+        prefix_tokens: tokens of the prefix; the position of own token i is that plus i.
     """
 
     slot: int
     start: int
     count: int
+    is_prefix: bool = False
     prefix_slot: int | None = None
     prefix_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
-    """A prefix and the sequences of a run that have it."""
-
-    members: slice | Tensor
-    slot: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
-    """Sequences in neighbouring slots with one new token each, computed as one batch.
+    """Single tokens of sequences in neighbouring slots, computed as one batch.
 
-    `rows` are their packed tokens. `row_of_slot` fills bridged slots, and `slot_of_row` leaves
-    them out again; both None where there are none. `bias` is `(R, 1, 1, P + L)`, 0 or -inf.
+    `rows` are their packed tokens. `row_of_slot` fills bridged slots and `slot_of_row` leaves
+    them out again; both None where there are none.
     """
 
     rows: slice
     slots: slice
     row_of_slot: Tensor | None
     slot_of_row: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The groups that single tokens belong to, padded to M members each.
+
+    `members` is `(G, M)`, rows; `group` and `place` are `(R,)`, where a row stands in `members`.
+    `has_prefix` is `(R, 1, 1, 1)`, 0 for rows that belong to no group; None if all do.
+    """
+
+    slots: slice
+    members: Tensor
+    group: Tensor
+    place: Tensor
+    has_prefix: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Singles:
+    """All sequences with one new token. `bias` is `(R, 1, 1, P + L)`, 0 or -inf."""
+
+    slots: Tensor
+    offsets: Tensor
     own_tokens: int
     prefix_tokens: int
-    shared: tuple[_Shared, ...]
+    runs: tuple[_Run, ...]
+    shared: _Shared | None
     bias: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
+class _Piece:
     """Several new tokens of one sequence. `bias` is `(count, L)`, causal."""
 
     rows: slice
-    slot: int
-    own_tokens: int
-    prefix_slot: int | None
-    prefix_tokens: int
+    row: Row
     bias: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """One step's attention, the same for every layer; `order` is the packed order of the rows."""
+    """One step's attention, the same for every layer.
 
-    cache: SlotCache
-    slots: Tensor
-    offsets: Tensor
+    `positions` is `(N,)`; `order` is the order in which the rows were packed.
+    """
+
+    own: SlotCache
+    shared: SlotCache
     positions: Tensor
     order: tuple[int, ...]
-    runs: tuple[_Run, ...]
-    chunks: tuple[_Chunk, ...]
+    singles: _Singles | None
+    pieces: tuple[_Piece, ...]
 
 
 class ShapeProbe:
@@ -110,110 +126,121 @@ class ShapeProbe:
         self.shapes: dict[int, LayerShape] = {}
 
 
-def plan_attention(rows: Sequence[Row], cache: SlotCache, device: torch.device) -> AttentionPlan:
-    """Arrange rows into batches: single tokens by slot first, then longer pieces one by one."""
+def plan_attention(
+    rows: Sequence[Row], own: SlotCache, shared: SlotCache, device: torch.device
+) -> AttentionPlan:
+    """Pack rows: single tokens by slot first, as one batch, then longer pieces one by one."""
     singles = sorted(
-        (index for index, row in enumerate(rows) if row.count == 1),
-        key=lambda index: rows[index].slot,
+        (i for i, row in enumerate(rows) if row.count == 1 and not row.is_prefix),
+        key=lambda i: rows[i].slot,
     )
-    longer = [index for index, row in enumerate(rows) if row.count > 1]
+    chosen = set(singles)
+    longer = [i for i in range(len(rows)) if i not in chosen]
     order = (*singles, *longer)
-    runs = _plan_runs([rows[index] for index in singles], device)
-    chunks = []
+    pieces = []
     packed = len(singles)
     for index in longer:
-        chunks.append(_plan_chunk(rows[index], packed, device))
-        packed += rows[index].count
-    slots: list[int] = []
-    offsets: list[int] = []
+        row = rows[index]
+        end = row.start + row.count
+        hidden = torch.arange(end) > torch.arange(row.start, end).unsqueeze(1)
+        bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(device)
+        pieces.append(_Piece(slice(packed, packed + row.count), row, bias))
+        packed += row.count
     positions: list[int] = []
     for index in order:
-        row = rows[index]
-        slots.extend([row.slot] * row.count)
-        offsets.extend(range(row.start, row.start + row.count))
-        first = row.prefix_tokens + row.start
-        positions.extend(range(first, first + row.count))
+        first = rows[index].prefix_tokens + rows[index].start
+        positions.extend(range(first, first + rows[index].count))
     return AttentionPlan(
-        cache=cache,
-        slots=torch.tensor(slots, device=device),
-        offsets=torch.tensor(offsets, device=device),
+        own=own,
+        shared=shared,
         positions=torch.tensor(positions, device=device),
         order=order,
-        runs=runs,
-        chunks=tuple(chunks),
+        singles=_plan_singles([rows[i] for i in singles], own, shared, device),
+        pieces=tuple(pieces),
     )
 
 
-def _plan_runs(rows: Sequence[Row], device: torch.device) -> tuple[_Run, ...]:
-    runs: list[_Run] = []
-    first = 0
-    for index in range(1, len(rows) + 1):
-        apart = index == len(rows) or rows[index].slot - rows[index - 1].slot > _BRIDGED_SLOTS + 1
-        if apart:
-            runs.append(_plan_run(rows[first:index], first, device))
-            first = index
-    return tuple(runs)
-
-
-def _plan_run(rows: Sequence[Row], packed: int, device: torch.device) -> _Run:
-    low, high = rows[0].slot, rows[-1].slot + 1
-    width = high - low
-    own = max(row.start + 1 for row in rows)
+def _plan_singles(
+    rows: Sequence[Row], own: SlotCache, shared: SlotCache, device: torch.device
+) -> _Singles | None:
+    if not rows:
+        return None
+    own_tokens = _width(max(row.start + 1 for row in rows), own.capacity)
     prefix = max(row.prefix_tokens for row in rows)
-    # A bridged slot keeps its first own score, so that its softmax, dropped later, is finite.
-    own_lengths = [1] * width
-    prefix_lengths = [0] * width
-    members: dict[int, list[int]] = {}
-    for row in rows:
-        own_lengths[row.slot - low] = row.start + 1
-        prefix_lengths[row.slot - low] = row.prefix_tokens
-        if row.prefix_slot is not None:
-            members.setdefault(row.prefix_slot, []).append(row.slot - low)
+    prefix_tokens = _width(prefix, shared.capacity) if prefix else 0
     hidden = torch.cat(
         (
-            torch.arange(prefix) >= torch.tensor(prefix_lengths).unsqueeze(1),
-            torch.arange(own) >= torch.tensor(own_lengths).unsqueeze(1),
+            _beyond([row.prefix_tokens for row in rows], prefix_tokens),
+            _beyond([row.start + 1 for row in rows], own_tokens),
         ),
         dim=1,
     )
     bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(device)
-    row_of_slot = slot_of_row = None
-    if width != len(rows):
-        slot_of_row = torch.tensor([row.slot - low for row in rows], device=device)
-        row_of_slot = torch.zeros(width, dtype=torch.long, device=device)
-        row_of_slot[slot_of_row] = torch.arange(len(rows), device=device)
-    lengths = {row.prefix_slot: row.prefix_tokens for row in rows}
-    return _Run(
-        rows=slice(packed, packed + len(rows)),
-        slots=slice(low, high),
-        row_of_slot=row_of_slot,
-        slot_of_row=slot_of_row,
-        own_tokens=own,
-        prefix_tokens=prefix,
-        shared=tuple(
-            _Shared(_as_index(inside, device), slot, lengths[slot])
-            for slot, inside in members.items()
-        ),
+    runs: list[_Run] = []
+    first = 0
+    for index in range(1, len(rows) + 1):
+        end = index == len(rows)
+        if end or rows[index].slot - rows[index - 1].slot > _BRIDGED_SLOTS + 1:
+            runs.append(_plan_run(rows[first:index], first, device))
+            first = index
+    return _Singles(
+        slots=torch.tensor([row.slot for row in rows], device=device),
+        offsets=torch.tensor([row.start for row in rows], device=device),
+        own_tokens=own_tokens,
+        prefix_tokens=prefix_tokens,
+        runs=tuple(runs),
+        shared=_plan_shared(rows, device),
         bias=bias[:, None, None, :],
     )
 
 
-def _as_index(places: list[int], device: torch.device) -> slice | Tensor:
-    if places[-1] - places[0] + 1 == len(places):
-        return slice(places[0], places[-1] + 1)
-    return torch.tensor(places, device=device)
+def _width(longest: int, capacity: int) -> int:
+    """Whole slots need no copy before a product; a small part of them is cheaper to copy."""
+    return capacity if 2 * longest >= capacity else longest
 
 
-def _plan_chunk(row: Row, packed: int, device: torch.device) -> _Chunk:
-    own = row.start + row.count
-    hidden = torch.arange(own) > torch.arange(row.start, own).unsqueeze(1)
-    return _Chunk(
-        rows=slice(packed, packed + row.count),
-        slot=row.slot,
-        own_tokens=own,
-        prefix_slot=row.prefix_slot,
-        prefix_tokens=row.prefix_tokens,
-        bias=torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(device),
+def _beyond(lengths: Sequence[int], width: int) -> Tensor:
+    return torch.arange(width) >= torch.tensor(lengths).unsqueeze(1)
+
+
+def _plan_run(rows: Sequence[Row], packed: int, device: torch.device) -> _Run:
+    low, high = rows[0].slot, rows[-1].slot + 1
+    row_of_slot = slot_of_row = None
+    if high - low != len(rows):
+        slot_of_row = torch.tensor([row.slot - low for row in rows], device=device)
+        row_of_slot = torch.zeros(high - low, dtype=torch.long, device=device)
+        row_of_slot[slot_of_row] = torch.arange(len(rows), device=device)
+    return _Run(slice(packed, packed + len(rows)), slice(low, high), row_of_slot, slot_of_row)
+
+
+def _plan_shared(rows: Sequence[Row], device: torch.device) -> _Shared | None:
+    used = [row.prefix_slot for row in rows if row.prefix_slot is not None]
+    if not used:
+        return None
+    low, high = min(used), max(used) + 1
+    groups: list[list[int]] = [[] for _ in range(low, high)]
+    group, place = [], []
+    for index, row in enumerate(rows):
+        # A row without a prefix reads some group's numbers; its bias and `has_prefix` undo that.
+        if row.prefix_slot is None:
+            group.append(0)
+            place.append(0)
+            continue
+        group.append(row.prefix_slot - low)
+        place.append(len(groups[row.prefix_slot - low]))
+        groups[row.prefix_slot - low].append(index)
+    largest = max(len(members) for members in groups)
+    padded = [members + [0] * (largest - len(members)) for members in groups]
+    return _Shared(
+        slots=slice(low, high),
+        members=torch.tensor(padded, device=device),
+        group=torch.tensor(group, device=device),
+        place=torch.tensor(place, device=device),
+        has_prefix=None
+        if len(used) == len(rows)
+        else torch.tensor([row.prefix_slot is not None for row in rows], device=device)[
+            :, None, None, None
+        ],
     )
 
 
@@ -258,75 +285,106 @@ def slot_attention(
     if isinstance(slot_plan, ShapeProbe):
         slot_plan.shapes[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
         return value.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(1, 2), None
-    cache = slot_plan.cache
-    cache.write(
-        layer,
-        slot_plan.slots,
-        slot_plan.offsets,
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-    )
     heads, count, width = query.shape[1:]
     scale = width**-0.5 if scaling is None else scaling
     kv_heads = key.shape[1]
     queries = (query[0].transpose(0, 1) * scale).view(count, kv_heads, heads // kv_heads, width)
-    output = queries.new_empty((*queries.shape[:3], value.shape[3]))
-    for run in slot_plan.runs:
-        output[run.rows] = _attend_run(run, queries[run.rows], cache, layer)
-    for chunk in slot_plan.chunks:
-        output[chunk.rows] = _attend_chunk(chunk, queries[chunk.rows], cache, layer)
-    return output.view(1, count, heads, value.shape[3]), None
+    _write(slot_plan, layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    outputs = []
+    if slot_plan.singles is not None:
+        last = len(slot_plan.singles.slots)
+        outputs.append(_attend_singles(slot_plan, slot_plan.singles, queries[:last], layer))
+    for piece in slot_plan.pieces:
+        outputs.append(_attend_piece(slot_plan, piece, queries[piece.rows], layer))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return output.reshape(1, count, heads, value.shape[3]), None
 
 
-def _attend_run(run: _Run, queries: Tensor, cache: SlotCache, layer: int) -> Tensor:
+def _write(plan: AttentionPlan, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Store all before any is read: a group reads its prefix in the pass that computes it."""
+    if plan.singles is not None:
+        last = len(plan.singles.slots)
+        plan.own.write(layer, plan.singles.slots, plan.singles.offsets, keys[:last], values[:last])
+    for piece in plan.pieces:
+        row, packed = piece.row, piece.rows
+        cache = plan.shared if row.is_prefix else plan.own
+        cache.write_piece(layer, row.slot, row.start, keys[packed], values[packed])
+
+
+def _attend_singles(plan: AttentionPlan, singles: _Singles, queries: Tensor, layer: int) -> Tensor:
     """Attention of single tokens, `(R, K, Q, D)` to the same shape."""
-    if run.row_of_slot is not None:
-        queries = queries[run.row_of_slot]
-    keys, values = cache.keys[layer], cache.values[layer]
-    prefix, own = run.prefix_tokens, run.own_tokens
-    scores = run.bias.expand(-1, *queries.shape[1:3], -1).contiguous()
-    scores[..., prefix:] += queries @ keys[run.slots, :, :, :own]
-    for shared in run.shared:
-        mine = queries[shared.members]
-        product = _by_head(mine) @ keys[shared.slot, :, :, : shared.tokens]
-        scores[shared.members, :, :, : shared.tokens] += _by_sequence(product, len(mine))
-    weights = torch.softmax(scores, dim=-1).to(queries.dtype)
-    output = weights[..., prefix:] @ values[run.slots, :, :own]
-    for shared in run.shared:
-        mine = weights[shared.members, :, :, : shared.tokens]
-        product = _by_head(mine) @ values[shared.slot, :, : shared.tokens]
-        output[shared.members] += _by_sequence(product, len(mine))
-    return output if run.slot_of_row is None else output[run.slot_of_row]
+    keys, values = plan.own.keys[layer], plan.own.values[layer]
+    own, prefix = singles.own_tokens, singles.prefix_tokens
+    scores = [
+        _leave(run, _fill(run, queries[run.rows]) @ keys[run.slots, :, :, :own])
+        for run in singles.runs
+    ]
+    if singles.shared is not None:
+        shared_keys = plan.shared.keys[layer][singles.shared.slots, :, :, :prefix]
+        grouped = _to_groups(queries, singles.shared) @ shared_keys
+        scores.insert(0, _from_groups(grouped, singles.shared, queries.shape[2]))
+    if singles.shared is not None and len(singles.runs) > 1:
+        scores = [scores[0], torch.cat(scores[1:])]
+    joined = torch.cat(scores, dim=0 if singles.shared is None else 3)
+    weights = torch.softmax(joined + singles.bias, dim=-1).to(queries.dtype)
+    mine = weights[..., prefix:]
+    outputs = [
+        _leave(run, _fill(run, mine[run.rows]) @ values[run.slots, :, :own]) for run in singles.runs
+    ]
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if singles.shared is not None:
+        shared_values = plan.shared.values[layer][singles.shared.slots, :, :prefix]
+        grouped = _to_groups(weights[..., :prefix], singles.shared) @ shared_values
+        theirs = _from_groups(grouped, singles.shared, queries.shape[2])
+        if singles.shared.has_prefix is not None:
+            theirs = theirs * singles.shared.has_prefix
+        output = output + theirs
+    return output
 
 
-def _by_head(tensor: Tensor) -> Tensor:
-    """`(R, K, Q, X)` to `(K, R * Q, X)`: all queries of a group in one product for each head."""
-    return tensor.transpose(0, 1).reshape(tensor.shape[1], -1, tensor.shape[3])
+def _fill(run: _Run, tensor: Tensor) -> Tensor:
+    return tensor if run.row_of_slot is None else tensor[run.row_of_slot]
 
 
-def _by_sequence(tensor: Tensor, sequences: int) -> Tensor:
-    """`(K, R * Q, X)` back to `(R, K, Q, X)`."""
-    return tensor.view(tensor.shape[0], sequences, -1, tensor.shape[2]).transpose(0, 1)
+def _leave(run: _Run, tensor: Tensor) -> Tensor:
+    return tensor if run.slot_of_row is None else tensor[run.slot_of_row]
 
 
-def _attend_chunk(chunk: _Chunk, queries: Tensor, cache: SlotCache, layer: int) -> Tensor:
+def _to_groups(tensor: Tensor, shared: _Shared) -> Tensor:
+    """`(R, K, Q, X)` to `(G, K, M * Q, X)`: all queries of a group in one product a head."""
+    groups, members = shared.members.shape
+    gathered = tensor[shared.members].transpose(1, 2)
+    return gathered.reshape(groups, tensor.shape[1], members * tensor.shape[2], tensor.shape[3])
+
+
+def _from_groups(tensor: Tensor, shared: _Shared, queries: int) -> Tensor:
+    """`(G, K, M * Q, X)` back to `(R, K, Q, X)`."""
+    groups, heads, _, width = tensor.shape
+    by_member = tensor.view(groups, heads, -1, queries, width).transpose(1, 2)
+    return by_member[shared.group, shared.place]
+
+
+def _attend_piece(plan: AttentionPlan, piece: _Piece, queries: Tensor, layer: int) -> Tensor:
     """Attention of several tokens of one sequence, `(count, K, Q, D)` to the same shape."""
-    keys, values = cache.keys[layer], cache.values[layer]
-    by_head = _by_head(queries)
-    own = by_head @ keys[chunk.slot, :, :, : chunk.own_tokens]
-    count, kv_heads, groups, _ = queries.shape
-    scores = own.view(kv_heads, count, groups, -1) + chunk.bias[:, None, :]
-    scores = scores.view(kv_heads, count * groups, -1)
-    if chunk.prefix_slot is None:
-        weights = torch.softmax(scores, dim=-1).to(queries.dtype)
-        return _by_sequence(weights @ values[chunk.slot, :, : chunk.own_tokens], count)
-    before = chunk.prefix_tokens
-    prefix = by_head @ keys[chunk.prefix_slot, :, :, :before]
-    weights = torch.softmax(torch.cat((prefix.float(), scores), dim=-1), dim=-1)
-    weights = weights.to(queries.dtype)
-    output = weights[..., before:] @ values[chunk.slot, :, : chunk.own_tokens]
-    output += weights[..., :before] @ values[chunk.prefix_slot, :, :before]
-    return _by_sequence(output, count)
+    row = piece.row
+    count, kv_heads, groups, width = queries.shape
+    own = row.start + row.count
+    cache = plan.shared if row.is_prefix else plan.own
+    keys = cache.keys[layer][row.slot, :, :, :own]
+    values = cache.values[layer][row.slot, :, :own]
+    by_head = queries.transpose(0, 1).reshape(kv_heads, count * groups, width)
+    scores = (by_head @ keys).view(kv_heads, count, groups, own) + piece.bias[:, None, :]
+    scores = scores.view(kv_heads, count * groups, own)
+    before = row.prefix_tokens
+    if row.prefix_slot is not None:
+        prefix = by_head @ plan.shared.keys[layer][row.prefix_slot, :, :, :before]
+        scores = torch.cat((prefix.float(), scores), dim=-1)
+    weights = torch.softmax(scores, dim=-1).to(queries.dtype)
+    output = weights[..., before:] @ values
+    if row.prefix_slot is not None:
+        shared_values = plan.shared.values[layer][row.prefix_slot, :, :before]
+        output = output + weights[..., :before] @ shared_values
+    return output.view(kv_heads, count, groups, -1).transpose(0, 1)
 
 
 AttentionInterface.register(ATTENTION_NAME, slot_attention)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stateset_agents.exceptions import EngineError
 from stateset_agents.inference.engine import SamplingParams
 
 _BLOCK = 256
@@ -44,6 +45,9 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
     Returns:
         B token ids, and B log-probs at each row's temperature (1 where it is 0) over the whole
         vocabulary, before penalty, top-k and top-p.
+
+    Raises:
+        EngineError: logits that are NaN or infinite.
     """
     scaled = logits.float()
     temperatures = [draw.params.temperature or 1.0 for draw in draws]
@@ -52,6 +56,11 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
     peak = scaled.amax(dim=1, keepdim=True)
     weights = (scaled - peak).exp_()
     sums, totals = _block_sums(weights)
+    if not torch.isfinite(totals).all():
+        raise EngineError(
+            "The model's logits are not finite. Its weights hold NaN or infinity, or its number "
+            "format is too narrow; try dtype float32."
+        )
     chosen = _invert(weights, sums, totals, [draw.uniform for draw in draws])
     for row, draw in enumerate(draws):
         if _is_plain(draw.params):

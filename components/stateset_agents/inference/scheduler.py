@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -30,10 +30,11 @@ class CachedSequence:
     """Tokens whose keys and values lie in a slot, those of a shared prefix excepted.
 
     Attributes:
-        slot: where they lie.
+        slot: where they lie; a prefix's is one of the shared cache.
         tokens: all of them, the prefix's included.
         computed: how many of `tokens`, from the first, have keys and values.
         prefix: the sequence whose tokens come first, or None.
+        is_prefix: True for a prompt that a group shares.
         users: for a prefix, how many sequences build on it.
         active: True while a request is being answered on it.
         last_used: step number, for eviction.
@@ -43,6 +44,7 @@ class CachedSequence:
     tokens: list[int]
     computed: int = 0
     prefix: CachedSequence | None = None
+    is_prefix: bool = False
     users: int = 0
     active: bool = False
     last_used: int = 0
@@ -98,14 +100,22 @@ class Scheduler:
 
     Args:
         slots: how many there are.
-        capacity: own tokens that a slot holds; longer requests wait until it grows.
+        capacity: own tokens that a slot may have; longer requests wait until that grows.
+        shared_tokens: what shared prompts may take together: slots times the longest.
         max_batch_size: requests answered at once.
         max_step_tokens: prompt tokens computed in one step; longer prompts take several.
     """
 
     def __init__(
-        self, *, slots: int, capacity: int, max_batch_size: int, max_step_tokens: int
+        self,
+        *,
+        slots: int,
+        capacity: int,
+        shared_tokens: int,
+        max_batch_size: int,
+        max_step_tokens: int,
     ) -> None:
+        self._shared_tokens = shared_tokens
         self._max_batch_size = max_batch_size
         self._max_step_tokens = max_step_tokens
         self._waiting: list[Job] = []
@@ -220,7 +230,7 @@ class Scheduler:
     def compact(self, slots: int, capacity: int) -> list[tuple[int, int, int]] | None:
         """Move everything into the first slots of a cache that is made anew.
 
-        Idle conversations and unused prefixes that do not fit are forgotten.
+        Idle conversations that do not fit are forgotten.
 
         Args:
             slots: how many there will be.
@@ -230,18 +240,32 @@ class Scheduler:
             `(old slot, new slot, own tokens)` of each sequence kept, or None if what is being
             answered alone needs more slots: nothing was changed then.
         """
-        needed = len({id(sequence) for sequence in self._needed()})
-        if needed > slots:
+        if len(self._active) > slots:
             return None
         while len(self._sequences()) > slots:
             self._evict(spare_awaited=False)
         kept = []
-        for new, sequence in enumerate(sorted(self._sequences(), key=lambda item: item.slot)):
+        for new, sequence in enumerate(self._sequences()):
             kept.append((sequence.slot, new, sequence.own_computed))
             sequence.slot = new
         self._slots, self._capacity = slots, capacity
         self._free = list(range(len(kept), slots))
         return kept
+
+    def own_layout(self) -> list[tuple[int, int, int]]:
+        """`(slot, slot, own tokens)` of every sequence: what a resize in place carries over."""
+        return [(item.slot, item.slot, item.own_computed) for item in self._sequences()]
+
+    def shared_layout(self) -> list[tuple[int, int, int]]:
+        """`(slot, slot, tokens)` of every shared prefix."""
+        computed = [item for item in self._prefixes.values() if item.computed]
+        return [(item.slot, item.slot, item.computed) for item in computed]
+
+    def shared_size(self) -> tuple[int, int]:
+        """Slots and tokens a slot that the shared prefixes take."""
+        prefixes = self._prefixes.values()
+        slots = max((prefix.slot + 1 for prefix in prefixes), default=0)
+        return slots, max((len(prefix.tokens) for prefix in prefixes), default=0)
 
     # Admission
 
@@ -296,33 +320,39 @@ class Scheduler:
         if prefix is not None and tuple(prefix.tokens) != prompt[:-1][: len(prefix.tokens)]:
             prefix = None
             shared = shared and self._prefixes[key].users == 0
-        if prefix is None and shared and len(prompt) > _SHORTEST_SHARED and self._room(2):
-            if key in self._prefixes:
-                self._drop(self._prefixes[key])
-            prefix = CachedSequence(self._take_slot(), list(prompt[:-1]))
-            self._prefixes[key] = prefix
+        if not self._room():
+            return None
+        if prefix is None and shared and len(prompt) > _SHORTEST_SHARED:
+            prefix = self._share(key, prompt[:-1])
         if prefix is not None:
             prefix.users += 1
             prefix.last_used = self._step
-        if not self._room(1):
-            if prefix is not None:
-                prefix.users -= 1
-            return None
-        sequence = CachedSequence(self._take_slot(), list(prompt), prefix=prefix)
+        sequence = CachedSequence(heapq.heappop(self._free), list(prompt), prefix=prefix)
         name = job.request.conversation_id
         if name is not None and name not in self._conversations:
             self._conversations[name] = sequence
         return sequence
 
-    def _room(self, slots: int) -> bool:
-        """Make sure that so many slots are free, by eviction if need be."""
-        while len(self._free) < slots:
-            if not self._evict():
-                return False
-        return True
+    def _share(self, key: str | tuple[int, ...], tokens: tuple[int, ...]) -> CachedSequence | None:
+        """A new shared prefix, if there is memory for it."""
+        if key in self._prefixes:
+            self._drop(self._prefixes[key])
+        while True:
+            taken = {prefix.slot for prefix in self._prefixes.values()}
+            slot = next(free for free in range(len(taken) + 1) if free not in taken)
+            slots, longest = self.shared_size()
+            if max(slots, slot + 1) * max(longest, len(tokens)) <= self._shared_tokens:
+                break
+            unused = [prefix for prefix in self._prefixes.values() if prefix.users == 0]
+            if not unused:
+                return None
+            self._drop(min(unused, key=lambda prefix: (prefix.last_used, prefix.slot)))
+        self._prefixes[key] = CachedSequence(slot, list(tokens), is_prefix=True)
+        return self._prefixes[key]
 
-    def _take_slot(self) -> int:
-        return heapq.heappop(self._free)
+    def _room(self) -> bool:
+        """Make sure that a slot is free, by eviction if need be."""
+        return bool(self._free) or self._evict()
 
     # Leaving
 
@@ -341,14 +371,13 @@ class Scheduler:
             self._finish(job)
 
     def _evict(self, spare_awaited: bool = True) -> bool:
-        """Drop the idle sequence that was used the longest ago; False if there is none."""
+        """Drop the idle conversation that was used the longest ago; False if there is none."""
         awaited = {job.request.conversation_id for job in self._waiting if spare_awaited}
         idle = [
             sequence
             for name, sequence in self._conversations.items()
             if not sequence.active and name not in awaited
         ]
-        idle.extend(prefix for prefix in self._prefixes.values() if prefix.users == 0)
         if not idle:
             return False
         self._drop(min(idle, key=lambda sequence: (sequence.last_used, sequence.slot)))
@@ -361,20 +390,13 @@ class Scheduler:
             del self._prefixes[key]
         if sequence.prefix is not None:
             sequence.prefix.users -= 1
-        heapq.heappush(self._free, sequence.slot)
+        if not sequence.is_prefix:
+            heapq.heappush(self._free, sequence.slot)
 
     def _sequences(self) -> list[CachedSequence]:
-        found = {id(item): item for item in self._needed()}
-        for item in (*self._conversations.values(), *self._prefixes.values()):
-            found[id(item)] = item
-        return list(found.values())
-
-    def _needed(self) -> Iterator[CachedSequence]:
-        for job in self._active:
-            if job.sequence is not None:
-                yield job.sequence
-                if job.sequence.prefix is not None:
-                    yield job.sequence.prefix
+        active = [job.sequence for job in self._active if job.sequence is not None]
+        found = {id(item): item for item in (*active, *self._conversations.values())}
+        return sorted(found.values(), key=lambda item: item.slot)
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -37,7 +37,8 @@ class SlotCache:
     Args:
         shapes: what each layer stores, by layer index.
         slots: sequences that fit at first.
-        capacity: tokens of each.
+        capacity: tokens of each. Products over whole slots need no copy, so it is kept near what
+            the longest sequence has, and `resize` is called every few dozen tokens.
         dtype: of the stored numbers, the model's own.
         device: where the model is.
     """
@@ -72,6 +73,12 @@ class SlotCache:
         """Store the keys and values `(N, K, D)` of N tokens at `(slots, offsets)`, each `(N,)`."""
         self.keys[layer][slots, :, :, offsets] = keys
         self.values[layer][slots, :, offsets] = values
+
+    def write_piece(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Store the keys and values `(N, K, D)` of N tokens that follow each other in one slot."""
+        stop = start + keys.shape[0]
+        self.keys[layer][slot, :, :, start:stop] = keys.permute(1, 2, 0)
+        self.values[layer][slot, :, start:stop] = values.transpose(0, 1)
 
     def resize(self, slots: int, capacity: int, kept: Sequence[tuple[int, int, int]]) -> None:
         """Change the number of slots and their capacity.

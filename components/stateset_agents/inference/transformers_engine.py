@@ -32,11 +32,15 @@ from stateset_agents.inference.attention import (
 )
 from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.engine import GenerationRequest, GenerationResult, SamplingParams
+from stateset_agents.inference.packed_linear import pack_linears
 from stateset_agents.inference.sampling import Draw, sample
 from stateset_agents.inference.scheduler import Job, Piece, Scheduler
 from stateset_agents.inference.slot_cache import SlotCache
 
+# Tokens that a slot may have before a longer request asks for more, and the steps in which the
+# memory behind it grows as its tokens come.
 _FIRST_CAPACITY = 512
+_GROWTH_TOKENS = 64
 # Turns of the event loop between two steps, so that whoever got an answer can ask its next
 # question in time for the next step. Counted in turns and not in seconds: the same run batches the
 # same way again.
@@ -53,12 +57,15 @@ class TransformersEngine:
         model: a causal language model whose layers use transformers' attention interface.
         tokenizer: the model's.
         max_batch_size: answers under way at once; further requests wait in line.
-        max_cached_sequences: conversations and shared prompts whose keys and values are kept, those
-            under way included; None means twice `max_batch_size`.
+        max_cached_sequences: conversations whose keys and values are kept, those under way
+            included; None means twice `max_batch_size`.
         cache_bytes: the most memory for keys and values. If it holds fewer sequences than the two
             numbers above ask for, fewer are kept and computed at once.
         max_step_tokens: prompt tokens computed in one step; a longer prompt takes several, so
             that it does not hold up the answers under way for long.
+        pack_weights: keep a second copy of the linear layers' weights in the processor's own order
+            (see `packed_linear.py`); faster, and takes the model's size once more. Without effect
+            where that is not possible.
 
     Raises:
         EngineError: the model does not use the attention interface, or asks of it what is not
@@ -74,10 +81,12 @@ class TransformersEngine:
         max_cached_sequences: int | None = None,
         cache_bytes: int = 2 * 1024**3,
         max_step_tokens: int = 512,
+        pack_weights: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._model: Any = model.eval()
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._packed = pack_linears(model) if pack_weights else []
         self._device = model.device
         self._cache_bytes = cache_bytes
         self._wanted_slots = max(2, max_cached_sequences or 2 * max_batch_size)
@@ -86,14 +95,22 @@ class TransformersEngine:
             shape.bytes_per_token(model.dtype) for shape in probe.shapes.values()
         )
         self._max_context_tokens = self._find_max_context()
-        capacity = min(_FIRST_CAPACITY, self._max_context_tokens)
-        slots = self._slots_at(capacity)
-        self._cache = SlotCache(
-            probe.shapes, slots=slots, capacity=capacity, dtype=model.dtype, device=self._device
+        self._reserved_tokens = min(_FIRST_CAPACITY, self._max_context_tokens)
+        slots = self._slots_at(self._reserved_tokens)
+        self._own, self._shared = (
+            SlotCache(
+                probe.shapes,
+                slots=number,
+                capacity=_GROWTH_TOKENS,
+                dtype=model.dtype,
+                device=self._device,
+            )
+            for number in (slots, 1)
         )
         self._scheduler = Scheduler(
             slots=slots,
-            capacity=capacity,
+            capacity=self._reserved_tokens,
+            shared_tokens=cache_bytes // 4 // self._bytes_per_token,
             max_batch_size=max_batch_size,
             max_step_tokens=max_step_tokens,
         )
@@ -120,7 +137,8 @@ class TransformersEngine:
         """The most tokens that a prompt and its answer may have together.
 
         The smallest of the model's positions, its sliding window (within it, attention is full
-        attention) and what half of `cache_bytes` holds.
+        attention) and what three eighths of `cache_bytes` hold: two conversations' worth, beside a
+        quarter for shared prompts.
         """
         return self._max_context_tokens
 
@@ -172,8 +190,13 @@ class TransformersEngine:
         with self._step_lock, torch.no_grad():
             for name, tensor in given:
                 self._parameters[name].copy_(tensor)
+            if given:
+                for linear in self._packed:
+                    linear.pack()
             self._take_in()
             self._scheduler.forget_computed()
+            self._own.resize(self._own.slots, _GROWTH_TOKENS, [])
+            self._shared.resize(1, _GROWTH_TOKENS, [])
 
     async def aclose(self) -> None:
         """Fail what waits and free the memory; closing twice is fine."""
@@ -183,8 +206,9 @@ class TransformersEngine:
         if self._driver is not None and not self._driver.done():
             await asyncio.wait([self._driver])
         self._worker.shutdown()
-        self._cache.keys.clear()
-        self._cache.values.clear()
+        for cache in (self._own, self._shared):
+            cache.keys.clear()
+            cache.values.clear()
 
     # Set-up
 
@@ -209,20 +233,22 @@ class TransformersEngine:
 
     def _find_max_context(self) -> int:
         config = self._model.config.get_text_config()
-        limits = [self._cache_bytes // (2 * self._bytes_per_token)]
+        limits = [self._cache_bytes * 3 // 8 // self._bytes_per_token]
         for name in ("max_position_embeddings", "sliding_window"):
             limit = getattr(config, name, None)
             if limit:
                 limits.append(int(limit))
         if min(limits) < 1:
             raise EngineError(
-                f"cache_bytes {self._cache_bytes} does not hold one token: two sequences of one "
-                f"token take {2 * self._bytes_per_token} bytes. Raise cache_bytes."
+                f"cache_bytes {self._cache_bytes} is too small: a token takes "
+                f"{self._bytes_per_token} bytes, and two conversations and a shared prompt "
+                "must fit. Raise cache_bytes."
             )
         return min(limits)
 
     def _slots_at(self, capacity: int) -> int:
-        return min(self._wanted_slots, self._cache_bytes // (capacity * self._bytes_per_token))
+        allowed = self._cache_bytes * 3 // 4
+        return min(self._wanted_slots, allowed // (capacity * self._bytes_per_token))
 
     # The event loop's side
 
@@ -303,12 +329,14 @@ class TransformersEngine:
         with self._step_lock, torch.inference_mode():
             # 1. admit
             self._take_in()
-            self._grow()
+            self._reserve()
             pieces = self._scheduler.next_pieces()
             if not pieces:
                 return []
             # 2. lay out
-            plan = plan_attention([_row_of(piece) for piece in pieces], self._cache, self._device)
+            rows = [_row_of(piece) for piece in pieces]
+            self._grow(rows)
+            plan = plan_attention(rows, self._own, self._shared, self._device)
             ordered = [pieces[index] for index in plan.order]
             # 3. forward
             logits = self._forward(ordered, plan)
@@ -329,15 +357,29 @@ class TransformersEngine:
                     finished.append((job, result))
             return finished
 
-    def _grow(self) -> None:
-        """Longer slots, and fewer if memory asks for that, once a request needs them."""
+    def _reserve(self) -> None:
+        """Allow longer slots, and fewer if memory asks for that, once a request needs them."""
         wanted = min(self._scheduler.capacity_wanted(), self._max_context_tokens)
-        if wanted <= self._cache.capacity:
+        if wanted <= self._reserved_tokens:
             return
         slots = self._slots_at(wanted)
         kept = self._scheduler.compact(slots, wanted)
         if kept is not None:
-            self._cache.resize(slots, wanted, kept)
+            self._reserved_tokens = wanted
+            self._own.resize(slots, self._own.capacity, kept)
+
+    def _grow(self, rows: list[Row]) -> None:
+        """Make both caches as long as this step needs; see `SlotCache` for why no longer."""
+        needed = _rounded(max((r.start + r.count for r in rows if not r.is_prefix), default=0))
+        if needed > self._own.capacity:
+            self._own.resize(self._own.slots, needed, self._scheduler.own_layout())
+        slots, longest = self._scheduler.shared_size()
+        if slots > self._shared.slots or longest > self._shared.capacity:
+            self._shared.resize(
+                max(slots, self._shared.slots),
+                max(longest, self._shared.capacity),
+                self._scheduler.shared_layout(),
+            )
 
     def _forward(self, pieces: list[Piece], plan: AttentionPlan) -> Tensor:
         """Logits `(B, V)` after the last token of each piece that samples."""
@@ -357,12 +399,11 @@ class TransformersEngine:
             slot_plan=plan,
         )
         logits: Tensor = output.logits[0]
-        if not torch.isfinite(logits).all():
-            raise EngineError(
-                "The model's logits are not finite. Its weights hold NaN or infinity, or its "
-                "number format is too narrow; try dtype float32."
-            )
         return logits
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS
 
 
 def _row_of(piece: Piece) -> Row:
@@ -371,6 +412,7 @@ def _row_of(piece: Piece) -> Row:
         slot=sequence.slot,
         start=sequence.own_computed,
         count=piece.count,
+        is_prefix=sequence.is_prefix,
         prefix_slot=sequence.prefix.slot if sequence.prefix is not None else None,
         prefix_tokens=sequence.prefix_tokens,
     )
