@@ -31,6 +31,12 @@ from stateset_agents.core.rubric import Rubric, RubricItem, check_rubric
 
 SEED = 20
 PER_INTENT = 6
+# a phrasing that only makes sense after something was said
+GOES_ON = re.compile(
+    r"(and|but|so|then|also|ok|okay|fine|nope|no|still|did|that|that's|it|it's|such|right|"
+    r"all right|one more|the other|the rest|how do i do that|is that|those)\b",
+    flags=re.IGNORECASE,
+)
 
 
 def main() -> None:
@@ -73,7 +79,14 @@ def scenarios_of(
         slots = person(material, intent, rng)
         mood = rng.choices(("plain", "lower", "typos"), weights=(7, 1, 2))[0]
         turns = [
-            user_turn(decks[moment.name].deal(), slots, mood, rng, material, is_first=not index)
+            user_turn(
+                decks[moment.name].deal(None if index else GOES_ON),
+                slots,
+                mood,
+                rng,
+                material,
+                is_first=not index,
+            )
             for index, moment in enumerate(moments)
         ]
         items = [
@@ -109,15 +122,20 @@ def user_turn(
     """One turn as this user would type it."""
     text = phrasing.strip()
     if is_first:
-        greeting = rng.choice(material.shared["greetings"])
-        text = f"{greeting} {text}".strip()
+        text = greet(rng.choice(material.shared["greetings"]), text)
     text = text.format(**slots)
-    text = text[0].upper() + text[1:] if is_first and text[0] != phrasing.strip()[0] else text
     if mood == "lower":
         return re.sub(r"[.!]$", "", lower(text))
     if mood == "typos":
         return with_typo(text, rng)
     return text
+
+
+def greet(greeting: str, text: str) -> str:
+    """The greeting before the text; after a comma a sentence goes on in small letters."""
+    if greeting.endswith(",") and not re.match(r"(I|I'\w+|PICNIC|Larkmoor)\b", text):
+        text = text[0].lower() + text[1:]
+    return f"{greeting} {text}".strip()
 
 
 def lower(text: str) -> str:

@@ -10,6 +10,7 @@ moments follow each other). One line of a block is one phrasing. A rubric item i
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,15 @@ class Deck:
     rng: random.Random
     _left: list[str] = field(default_factory=list)
 
-    def deal(self) -> str:
-        """The next card."""
+    def deal(self, but_not: re.Pattern[str] | None = None) -> str:
+        """The next card that does not begin with `but_not`; any, if all do."""
         if not self._left:
             self._left = list(self.cards)
             self.rng.shuffle(self._left)
-        return self._left.pop()
+        fitting = [card for card in self._left if not (but_not and but_not.match(card.strip()))]
+        card = (fitting or self._left)[-1]
+        self._left.remove(card)
+        return card
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +157,10 @@ def compose_context(
         for line in other.policy
         if "we need" not in line and not any(states(line, item) for item in wanted)
     ]
-    for line in rng.sample(others, 8):
-        if len(lines) >= len(intent.policy) + 2:
-            break
-        if len(lines) == len(intent.policy) or _words(material.opening, lines) < SHORTEST_CONTEXT:
-            lines.append(line)
+    first, *rest = rng.sample(others, 8)
+    lines.append(first)
+    if _words(material.opening, lines) < SHORTEST_CONTEXT:
+        lines.append(max(rest, key=len))
     rng.shuffle(lines)
     return "\n".join([material.opening, *(f"- {line}" for line in lines)])
 

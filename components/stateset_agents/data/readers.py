@@ -113,7 +113,11 @@ def list_files(
 
 def describe(error: ValidationError, place: str, model: type[BaseModel]) -> list[str]:
     """Say every problem of one row: place, key, what was found, what is allowed."""
-    return [_describe_one(detail, place, model) for detail in error.errors(include_url=False)]
+    return [
+        _describe_one(detail, place, model)
+        for detail in error.errors(include_url=False)
+        if not _is_echo(detail)
+    ]
 
 
 def _read(
@@ -206,6 +210,11 @@ def _describe_one(detail: Any, place: str, model: type[BaseModel]) -> str:
         f"{place}: key {key}: found {_excerpt(detail['input'])}; allowed: "
         f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
     )
+
+
+def _is_echo(detail: Any) -> bool:
+    # of a tuple whose items fail pydantic also says that it is too short
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
 def _fields(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
