@@ -38,7 +38,7 @@ from tasks.expectations import Expectation, Table, Verdict, temporary_folder, va
 if TYPE_CHECKING:
     import pandas as pd
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("tasks.validate_scenarios")  # also when it runs as __main__
 
 Located = list[tuple[str, Scenario]]
 LocatedPairs = list[tuple[str, PreferencePair]]
