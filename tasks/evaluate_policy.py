@@ -71,12 +71,12 @@ class _Source:
 
 def run(config: RunConfig) -> None:
     """Evaluate and write data/reports/evaluation; nothing is written if any part of it fails."""
-    _check_inputs()
+    learned = config.rewards.weights.learned > 0
+    _check_inputs(learned)
     scenarios = select_scenarios(
         [scenario.model_dump() for scenario in read_scenarios(HELDOUT)],
         config.evaluate.scenarios_per_intent,
     )
-    learned = config.rewards.weights.learned > 0
     reward_function = build_reward(config.rewards, paths.REWARD_MODEL if learned else None)
     lineage = {"base_model": paths.BASE_MODEL, "heldout": HELDOUT, "policy": paths.POLICY}
     settings = {
@@ -105,15 +105,20 @@ def run(config: RunConfig) -> None:
     _print_summary(evaluation)
 
 
-def _check_inputs() -> None:
+def _check_inputs(learned: bool) -> None:
     """Name everything that is missing and the step that makes it."""
     makers = {
         HELDOUT: "validate_scenarios",
         paths.BASE_MODEL: "fetch_base_model",
         paths.POLICY: "train_policy",
     }
-    missing = [f"{path} is missing; run the step {step}" for path, step in makers.items()
-               if not path.exists()]  # fmt: skip
+    if learned:
+        makers[paths.REWARD_MODEL] = "train_reward_model"
+    missing = [
+        f"{path} is missing; run the step {step}"
+        for path, step in makers.items()
+        if not path.exists()
+    ]
     if missing:
         raise PipelineError("\n".join(missing))
 

@@ -12,12 +12,6 @@ from stateset_agents.tracking.registry import CHAMPION, register_version
 from tasks import evaluate_policy, paths
 from tests.evaluation.test_policies import make_adapter
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # MLflow's own: its queries, the type hints of what it packs, connections it leaves open
-    pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred:UserWarning"),
-]
 REPORT = paths.EVALUATION_REPORT
 
 
@@ -110,8 +104,10 @@ def test_the_step_compares_with_the_base_until_there_is_a_champion_and_then_with
 def test_missing_inputs_are_named_all_at_once_with_the_steps_that_make_them(project):
     shutil.rmtree(paths.POLICY)
     evaluate_policy.HELDOUT.unlink()
+    project.rewards.weights.learned = 0.2
     with pytest.raises(PipelineError) as raised:
         evaluate_policy.run(project)
+    assert "data/reward_model is missing; run the step train_reward_model" in str(raised.value)
     assert "data/validated/heldout.jsonl is missing; run the step validate_scenarios" in str(
         raised.value
     )

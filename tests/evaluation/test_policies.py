@@ -7,11 +7,6 @@ from stateset_agents.exceptions import ModelSourceError, RegistryError
 from stateset_agents.inference.loading import load_model
 from tests.tiny_model import make_tiny_model
 
-# peft 0.21 asks transformers 5 for a property under its old name
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-)
-
 IDS = torch.tensor([[5, 9, 200, 31, 7]])
 
 
