@@ -37,6 +37,32 @@ class ChatRequest(BaseModel):
     seed: int | None = None
 
 
+class Choice(BaseModel):
+    """An answer; `finish_reason` is stop or length."""
+
+    index: int
+    message: ChatMessage
+    finish_reason: str
+
+
+class Usage(BaseModel):
+    """How many tokens went in and came out."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ChatCompletion(BaseModel):
+    """What comes back for each request, as a dict of this form."""
+
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
 class RegisteredPolicy(PythonModel):
     """A chat model folder with the generation settings it was trained and evaluated with."""
 
@@ -49,13 +75,14 @@ class RegisteredPolicy(PythonModel):
 
     def predict(  # type: ignore[override]  # MLflow allows leaving out `context`
         self, model_input: list[ChatRequest], params: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """Answer each conversation.
+    ) -> list[ChatCompletion]:
+        """Answer each conversation. The completions are dicts: MLflow takes the output's schema
+        from the type, and hands on what is returned as it is.
 
         Raises:
             ValueError: a request without messages.
         """
-        return [self._answer(request) for request in model_input]
+        return [self._answer(request) for request in model_input]  # type: ignore[misc]
 
     def _answer(self, request: ChatRequest) -> dict[str, Any]:
         import torch

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,10 +253,8 @@ def _look_up(client: MlflowClient, tracking: TrackingConfig, reference: str) -> 
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RegistryError(f"MLflow cannot look up {reference}: {error}") from error
         with _mlflow_refuses(f"the versions of {name}"):
-            known = client.search_model_versions(f"name = '{name}'")
-        there = ", ".join(
-            f"{one.version}{''.join('@' + a for a in one.aliases)}" for one in known[:10]
-        )
+            known = client.search_model_versions(f"name = '{name}'", max_results=10)
+        there = ", ".join(str(one.version) for one in known)
         raise RegistryError(
             f"{reference}: no such version in the registry {shown(tracking.effective_uri)}; "
             + (f"there are: {there}" if there else "nothing is registered yet: run `make retrain`")
@@ -302,21 +299,18 @@ def _pack(model: Path, work: Path) -> Path:
     import mlflow.pyfunc
 
     packed = work / "packed"
-    with warnings.catch_warnings():
-        # a completion is a nested mapping: MLflow says that it does not check what comes out
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred as AnyType")
-        mlflow.pyfunc.save_model(
-            path=str(packed),
-            python_model=str(Path(__file__).with_name("chat_model_script.py")),
-            artifacts={"policy": str(model)},
-            # explicitly, without local suffixes: no one else can install torch 2.x+cpu
-            pip_requirements=[
-                f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
-                for name in _REQUIREMENTS
-            ],
-            metadata={"task": "llm/v1/chat"},
-        )
-        loaded = mlflow.pyfunc.load_model(str(packed))
+    mlflow.pyfunc.save_model(
+        path=str(packed),
+        python_model=str(Path(__file__).with_name("chat_model_script.py")),
+        artifacts={"policy": str(model)},
+        # explicitly, without local suffixes: no one else can install torch 2.x+cpu
+        pip_requirements=[
+            f"{name}=={importlib.metadata.version(name).partition('+')[0]}"
+            for name in _REQUIREMENTS
+        ],
+        metadata={"task": "llm/v1/chat"},
+    )
+    loaded = mlflow.pyfunc.load_model(str(packed))
     request = {"messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 8}
     try:
         loaded.predict([request])
@@ -348,7 +342,8 @@ def _create(
         raise
     return client.create_model_version(
         name,
-        source=f"models:/{logged.model_id}",
+        # not models:/ID: resolving that, MLflow would look into its global store, not into ours
+        source=logged.artifact_location,
         run_id=run.run_id,
         model_id=logged.model_id,
         tags={key: str(value)[:_MAX_TAG_CHARACTERS] for key, value in tags.items()},

@@ -1,0 +1,132 @@
+"""OpenAI's chat completions protocol, as far as this server speaks it.
+
+Owns the form of requests, answers and errors. What is not supported is refused by name: a field
+that were ignored would be answered wrongly. It does not know HTTP servers nor models.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# Fields of OpenAI's schema that this server would have to ignore, with the values that ask for
+# nothing and are therefore fine.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (None, 0, 0.0),
+    "presence_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "top_logprobs": (None, 0),
+    "response_format": (None, {"type": "text"}),
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True, False),
+    "stream_options": (None,),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+}
+# Fields that say nothing about the answer.
+_HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+
+
+class TextPart(BaseModel):
+    """A part of a message's content; only text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class RequestMessage(BaseModel):
+    """One message of a request; `developer` is OpenAI's newer word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def as_chat(self) -> dict[str, str]:
+        """As chat templates want it."""
+        parts = self.content if isinstance(self.content, list) else None
+        text = "".join(part.text for part in parts) if parts is not None else str(self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class ChatRequest(BaseModel):
+    """The body of POST /v1/chat/completions. None = the version's own setting."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    messages: list[RequestMessage] = Field(min_length=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: Literal[1] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kept = {name: value for name, value in values.items() if name not in _HARMLESS}
+        for name, neutral in _NEUTRAL.items():
+            if name in kept and kept[name] in neutral:
+                del kept[name]
+        return kept
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_up_to_four_texts(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        texts = [stop] if isinstance(stop, str) else stop or []
+        if len(texts) > 4 or not all(texts):
+            raise ValueError("give up to 4 texts, none of them empty")
+        return stop
+
+    @field_validator("stream")
+    @classmethod
+    def _no_streaming_yet(cls, stream: bool | None) -> bool | None:
+        if stream:
+            raise ValueError("this server does not stream yet; send the request without `stream`")
+        return stream
+
+    @property
+    def stop_texts(self) -> list[str]:
+        """`stop` as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """`max_completion_tokens`, or its older name."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def error_body(
+    message: str, kind: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def explain_validation(problems: list[Any]) -> tuple[str, str | None]:
+    """Pydantic's list of problems as a message, and the name of the first field concerned."""
+    lines = []
+    first: str | None = None
+    for problem in problems:
+        # the path starts with "body", and has the branch of a union in it, which is no field
+        path = [part for part in problem["loc"] if part != "body"]
+        path = [part for part in path if not (isinstance(part, str) and part.startswith("list["))]
+        path = [part for part in path if part not in ("str",)]
+        name = ".".join(str(part) for part in path) or "body"
+        first = first or name
+        text = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            text = "this server does not support this field"
+        lines.append(f"{name}: {text}")
+    return "; ".join(dict.fromkeys(lines)), first

@@ -1,0 +1,126 @@
+"""The server's process: a port, a model, and a stop that lets answers under way finish.
+
+Owns `serve`, which `make serve` and the command line call. What is answered is in `app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.exceptions import ServingError
+from stateset_agents.serving.config import ServeConfig
+from stateset_agents.tracking.config import TrackingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def serve(
+    config: ServeConfig,
+    tracking: TrackingConfig,
+    *,
+    folder: Path | None = None,
+    base_model: Path | None = None,
+    generation: Mapping[str, Any] | None = None,
+    api_key: str | None = None,
+) -> None:
+    """Answer chat requests until a signal (SIGINT, SIGTERM) comes.
+
+    Args:
+        config: where to listen, and the limits.
+        tracking: where the registry is; its champion is served.
+        folder: a model folder to serve instead.
+        base_model: the base model, if `folder` holds an adapter.
+        generation: system prompt and sampling for a folder that has none of its own.
+        api_key: what clients must send; default: STATESET_API_KEY; neither = everyone may ask.
+
+    Raises:
+        ServingError: the port is in use, nothing was promoted yet, or the folder is no model.
+        RegistryError: the registry does not answer.
+        ModelSourceError: the model cannot be loaded.
+    """
+    key = api_key or os.environ.get("STATESET_API_KEY") or None
+    # the port first: it would be a pity to load a model for a minute and then fail
+    listener = bind(config.host, config.port)
+    with contextlib.closing(listener):
+        asyncio.run(_run(config, tracking, listener, folder, base_model, generation, key))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that holds the address, and does not listen yet.
+
+    Raises:
+        ServingError: the address is in use, not of this machine, or not for this user.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ServingError(f"cannot listen on {host}: {error}; choose another --host") from error
+    try:
+        # an address whose last connections are still closing is free
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ServingError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses this port, "
+            "or choose another: --port (0 = a free one)"
+        ) from error
+    return listener
+
+
+async def _run(
+    config: ServeConfig,
+    tracking: TrackingConfig,
+    listener: socket.socket,
+    folder: Path | None,
+    base_model: Path | None,
+    generation: Mapping[str, Any] | None,
+    api_key: str | None,
+) -> None:
+    import uvicorn
+
+    from stateset_agents.serving.app import create_app
+    from stateset_agents.serving.served_model import load_served_model
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            # uvicorn's own sends itself the signal again afterwards, which would make a stop that
+            # went well end the process as if it had been killed
+            loop = asyncio.get_running_loop()
+            in_main_thread = threading.current_thread() is threading.main_thread()
+            signals = [signal.SIGINT, signal.SIGTERM] if in_main_thread else []
+            for one in signals:
+                loop.add_signal_handler(one, self.handle_exit, one, None)
+            yield
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+    model = await load_served_model(
+        tracking, folder=folder, base_model=base_model, generation=generation
+    )
+    app = create_app(model, config, api_key)
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=config.shutdown_seconds,
+    )
+    host, port = listener.getsockname()[:2]
+    guard = "with an API key" if api_key else "without an API key: everyone who reaches it may ask"
+    logger.info("serving %s at http://%s:%s/v1 %s", model.full_name, host, port, guard)
+    await Server(settings).serve(sockets=[listener])

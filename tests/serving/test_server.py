@@ -1,0 +1,290 @@
+"""A real server on a free port answers what OpenAI's clients send, and refuses by name what it
+cannot do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
+from stateset_agents.exceptions import ServingError
+from stateset_agents.inference.loading import load_tokenizer
+from stateset_agents.serving import serve
+from stateset_agents.serving.config import ServeConfig
+from stateset_agents.serving.server import bind
+from stateset_agents.tracking.config import TrackingConfig
+from stateset_agents.tracking.mlflow_run import start_run
+from stateset_agents.tracking.registry import register_version
+
+KEY = "secret-key"
+SYSTEM_PROMPT = "You are kind."
+ASK = {"model": "support-agent", "messages": [{"role": "user", "content": "Where is my parcel?"}]}
+
+_PROGRAM = """
+import sys
+from stateset_agents.serving import serve
+from stateset_agents.serving.config import ServeConfig
+from stateset_agents.tracking.config import TrackingConfig
+config = ServeConfig(port=int(sys.argv[2]), max_body_bytes=20_000, max_messages=5)
+serve(config, TrackingConfig(tracking_uri=sys.argv[1]))
+"""
+
+
+def _free_port() -> int:
+    with contextlib.closing(bind("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def tracking(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
+    """A registry whose champion is the tiny model."""
+    folder = tmp_path_factory.mktemp("registry")
+    config = TrackingConfig(
+        tracking_uri=f"sqlite:///{folder}/mlflow.db", artifact_location=str(folder / "artifacts")
+    )
+    generation = {"system_prompt": SYSTEM_PROMPT, "temperature": 0.0, "max_new_tokens": 8}
+    with start_run(config, "register") as run:
+        version = register_version(config, run, tiny_model_dir, generation=generation)
+    run.client.set_registered_model_alias(version.name, "champion", version.version)
+    return config
+
+
+@contextlib.contextmanager
+def _serving(tracking: TrackingConfig, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    port = _free_port()
+    environment = {**os.environ, "STATESET_API_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PROGRAM, tracking.tracking_uri, str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{url}/ready").status_code == 200:
+                    break
+            time.sleep(0.2)
+        assert process.poll() is None, log.read_text()
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(
+    tracking: TrackingConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """A client of a server that serves the champion, with the right key."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with (
+        _serving(tracking, log) as (_process, url),
+        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as one,
+    ):
+        yield one
+
+
+def _post(client: httpx.Client, **change: Any) -> httpx.Response:
+    return client.post("/v1/chat/completions", json={**ASK, **change})
+
+
+def test_an_answer_is_the_agents_own_and_says_its_version(
+    client: httpx.Client, tiny_model_dir: Path
+) -> None:
+    response = _post(client)
+    assert response.status_code == 200
+    body = response.json()
+
+    config = AgentConfig(
+        model_name=str(tiny_model_dir),
+        system_prompt=SYSTEM_PROMPT,
+        temperature=0.0,
+        max_new_tokens=8,
+    )
+
+    async def ask_the_agent() -> str:
+        agent = MultiTurnAgent(config)
+        await agent.initialize()
+        try:
+            return await agent.generate_response(ASK["messages"])  # type: ignore[arg-type]
+        finally:
+            await agent.engine.aclose()
+
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": asyncio.run(ask_the_agent()),
+    }
+    assert body["object"] == "chat.completion"
+    assert body["model"] == response.headers["x-model-version"] == "support-agent/1"
+    assert body["system_fingerprint"].startswith("support-agent-1-")
+    prompt = load_tokenizer(tiny_model_dir).render(
+        [{"role": "system", "content": SYSTEM_PROMPT}, *ASK["messages"]]  # type: ignore[list-item]
+    )
+    usage = body["usage"]
+    assert usage["prompt_tokens"] == len(prompt)
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert usage["completion_tokens"] == 8
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another(
+    client: httpx.Client,
+) -> None:
+    def sample(seed: int) -> str:
+        body = _post(client, temperature=1.0, seed=seed, max_tokens=16).json()
+        return str(body["choices"][0]["message"]["content"])
+
+    assert sample(3) == sample(3)
+    assert sample(3) != sample(4)
+
+
+def test_the_answer_ends_before_a_stop_text(client: httpx.Client) -> None:
+    whole = _post(client, max_tokens=30).json()["choices"][0]["message"]["content"]
+    stop = whole[5:8]
+    choice = _post(client, max_tokens=30, stop=stop).json()["choices"][0]
+    assert choice["message"]["content"] == whole.partition(stop)[0]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_fields_that_ask_for_nothing_and_contents_in_parts_are_fine(client: httpx.Client) -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Where is my parcel?"}]}]
+    plain = _post(client).json()["choices"]
+    neutral = {"user": "me", "frequency_penalty": 0, "n": 1, "stream": False, "logit_bias": None}
+    assert _post(client, messages=parts, **neutral).json()["choices"] == plain
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param", "message"),
+    [
+        ({"stream": True}, 400, "stream", "does not stream yet"),
+        ({"n": 2}, 400, "n", "Input should be 1"),
+        ({"tools": [{"type": "function"}]}, 400, "tools", "does not support this field"),
+        ({"presence_penalty": 1}, 400, "presence_penalty", "does not support this field"),
+        ({"temprature": 1}, 400, "temprature", "does not support this field"),
+        ({"temperature": 3}, 400, "temperature", "less than or equal to 2"),
+        ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 5000}, 400, "max_tokens", "at most 1024 are allowed"),
+        ({"max_tokens": 1000, "messages": [{"role": "user", "content": "zq " * 2000}]},
+         400, "messages", "context"),
+        ({"messages": []}, 400, "messages", "at least 1 item"),
+        ({"messages": [ASK["messages"][0]] * 6}, 400, "messages", "at most 5 are allowed"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "'system'"),
+        ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "Field required"),
+        ({"stop": ["a", ""]}, 400, "stop", "none of them empty"),
+        ({"model": "gpt-4o"}, 404, "model", "'gpt-4o' is not served here; use 'support-agent'"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, None, "20,000 bytes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_answered_is_refused_in_openais_form(
+    change: dict[str, Any], status: int, param: str | None, message: str, client: httpx.Client
+) -> None:
+    response = _post(client, **change)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert message in error["message"]
+    assert error["param"] == param
+    assert response.headers["x-model-version"] == "support-agent/1"
+
+
+def test_a_body_that_is_no_json_and_a_path_that_is_not_there_are_errors_too(
+    client: httpx.Client,
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    broken = client.post("/v1/chat/completions", content=b'{"model":', headers=headers)
+    assert broken.status_code == 400
+    assert "JSON decode error" in broken.json()["error"]["message"]
+    absent = client.get("/v1/embeddings")
+    assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
+    assert client.get("/v1/chat/completions").status_code == 405
+    assert absent.headers["x-model-version"] == "support-agent/1"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions"])
+def test_without_the_key_nothing_is_answered_but_health(
+    headers: dict[str, str], path: str, client: httpx.Client
+) -> None:
+    method = "GET" if path == "/v1/models" else "POST"
+    response = httpx.request(method, client.base_url.join(path), headers=headers, json=ASK)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(client.base_url.join("/health")).json() == {"status": "ok"}
+    assert httpx.get(client.base_url.join("/ready")).json()["status"] == "ready"
+
+
+def test_the_models_page_lists_the_version_in_service(client: httpx.Client) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"], model["version"]) == ("support-agent", "model", "1")
+    assert client.get("/v1/models/support-agent").json() == model
+    assert client.get("/v1/models/support-agent/1").json() == model
+    assert client.get("/v1/models/other").json()["error"]["code"] == "model_not_found"
+
+
+def test_requests_at_once_are_each_answered_as_if_alone(client: httpx.Client) -> None:
+    async def ask_all() -> list[str]:
+        async with httpx.AsyncClient(
+            base_url=client.base_url, headers=client.headers, timeout=60
+        ) as many:
+            bodies = [
+                {**ASK, "temperature": 1.0, "seed": seed, "max_tokens": 10} for seed in range(6)
+            ]
+            posts = [many.post("/v1/chat/completions", json=body) for body in bodies]
+            answers = await asyncio.gather(*posts)
+        return [one.json()["choices"][0]["message"]["content"] for one in answers]
+
+    together = asyncio.run(ask_all())
+    alone = [
+        _post(client, temperature=1.0, seed=seed, max_tokens=10).json()["choices"][0]["message"][
+            "content"
+        ]
+        for seed in range(6)
+    ]
+    assert together == alone
+
+
+def test_a_port_in_use_is_an_error_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)) as other:
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServingError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+            serve(ServeConfig(port=port), TrackingConfig(), folder=tmp_path / "no_such_folder")
+
+
+def test_a_registry_without_a_champion_says_what_to_do(tmp_path: Path) -> None:
+    empty = TrackingConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(ServingError, match=r"no version of 'support-agent' is in service yet; run"):
+        serve(ServeConfig(port=0), empty)
+    with pytest.raises(ServingError, match="no_such_folder is not a folder"):
+        serve(ServeConfig(port=0), empty, folder=tmp_path / "no_such_folder")
+
+
+# The last one, because it ends the server that the others share.
+def test_a_server_that_is_told_to_stop_answers_what_is_under_way_and_ends_well(
+    server: tuple[subprocess.Popen[bytes], str], client: httpx.Client
+) -> None:
+    process, _url = server
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(_post(client, max_tokens=1000)))
+    thread.start()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    thread.join()
+    assert answers[0].status_code == 200
+    assert answers[0].json()["usage"]["completion_tokens"] > 8
