@@ -162,7 +162,6 @@ def _scenario_expectations(settings: DataConfig) -> list[Expectation]:
         arguments = {"column": column, "min_value": low}
         return Expectation("ExpectColumnUniqueValueCountToBeBetween", meaning, arguments)
 
-    turns = settings
     expected = [
         Expectation(
             "ExpectTableRowCountToBeBetween",
@@ -183,9 +182,9 @@ def _scenario_expectations(settings: DataConfig) -> list[Expectation]:
         ),
         between(
             "turns",
-            f"{turns.min_turns} to {turns.max_turns} turns",
-            turns.min_turns,
-            turns.max_turns,
+            f"{settings.min_turns} to {settings.max_turns} turns",
+            settings.min_turns,
+            settings.max_turns,
         ),
         between(
             "longest_turn_words",
@@ -206,20 +205,22 @@ def _scenario_expectations(settings: DataConfig) -> list[Expectation]:
             settings.max_similarity,
         ),
     ]
-    if settings.require_rubric:
-        expected += [
-            Expectation(
-                "ExpectColumnValuesToBeInSet",
-                "every scenario has a rubric",
-                {"column": "has_rubric", "value_set": [True]},
-            ),
-            Expectation(
-                "ExpectColumnValuesToBeInSet",
-                "every fact that a rubric asks for is stated in the context",
-                {"column": "unstated_facts", "value_set": [""]},
-            ),
-        ]
-    return expected
+    return expected + (_rubric_expectations() if settings.require_rubric else [])
+
+
+def _rubric_expectations() -> list[Expectation]:
+    return [
+        Expectation(
+            "ExpectColumnValuesToBeInSet",
+            "every scenario has a rubric",
+            {"column": "has_rubric", "value_set": [True]},
+        ),
+        Expectation(
+            "ExpectColumnValuesToBeInSet",
+            "every fact that a rubric asks for is stated in the context",
+            {"column": "unstated_facts", "value_set": [""]},
+        ),
+    ]
 
 
 def _pair_table(name: str, pairs: LocatedPairs, settings: DataConfig, fewest: int) -> Table:

@@ -214,7 +214,9 @@ def _describe_one(detail: Any, place: str, model: type[BaseModel]) -> str:
 
 def _is_echo(detail: Any) -> bool:
     # of a tuple whose items fail pydantic also says that it is too short
-    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
+    return detail["type"] == "too_short" and bool(
+        len(detail["input"]) >= detail["ctx"]["min_length"]
+    )
 
 
 def _fields(model: type[BaseModel], location: Iterable[int | str]) -> list[str]:
