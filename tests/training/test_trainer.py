@@ -230,7 +230,8 @@ def test_two_steps_on_the_real_model_move_it_towards_the_reward(smollm2_dir: Pat
         TrainingConfig(
             **SMALL,
             gradient_accumulation_steps=1,
-            learning_rate=3e-4,
+            learning_rate=3e-3,
+            warmup_ratio=0,
             use_lora=True,
             logging_steps=1,
         ),
@@ -243,4 +244,6 @@ def test_two_steps_on_the_real_model_move_it_towards_the_reward(smollm2_dir: Pat
     assert 0 < first["policy/grad_norm"] < 100
     assert first["policy/sampling_difference_mean"] < 0.1
     assert second["policy/sampling_difference_mean"] < 0.1
-    assert first["policy/kl_to_reference"] < 1e-3 < second["policy/kl_to_reference"]
+    # the first is measured before anything has changed: what is there is bfloat16's rounding
+    assert first["policy/kl_to_reference"] < 0.01
+    assert second["policy/kl_to_reference"] > 3 * first["policy/kl_to_reference"]
