@@ -15,6 +15,7 @@ from stateset_agents.core.environment import ConversationEnvironment
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import (
     ConfigurationError,
+    ModelSourceError,
     NonFiniteLossError,
     RolloutError,
     TrainingError,
@@ -247,3 +248,8 @@ def test_two_steps_on_the_real_model_move_it_towards_the_reward(smollm2_dir: Pat
     # the first is measured before anything has changed: what is there is bfloat16's rounding
     assert first["policy/kl_to_reference"] < 0.01
     assert second["policy/kl_to_reference"] > 3 * first["policy/kl_to_reference"]
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="nowhere is not a folder"):
+        train(make_trainer(tmp_path / "nowhere", **SMALL))

@@ -87,6 +87,7 @@ class Trainer:
         self._fingerprint: dict[str, str] | None = None
         self._callbacks: list[TrainingCallback] = []
         self._learner: Learner | None = None
+        self._agent_speaks = False
 
     # --- what callbacks and callers use ----------------------------------------------------------
 
@@ -143,7 +144,8 @@ class Trainer:
 
     async def close(self) -> None:
         """Free the engine's memory; the agent cannot speak after it."""
-        await self.agent.engine.aclose()
+        if self._agent_speaks:
+            await self.agent.engine.aclose()
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -169,6 +171,7 @@ class Trainer:
         """
         self._callbacks = in_calling_order(callbacks or [])
         await self.agent.initialize()
+        self._agent_speaks = True
         learner = self._ready()
         if resume_from is not None:
             self._restore(learner, Path(resume_from))
