@@ -84,15 +84,19 @@ def _serving(tracking: TrackingConfig, log: Path) -> Iterator[tuple[subprocess.P
 
 
 @pytest.fixture(scope="module")
-def client(
+def server(
     tracking: TrackingConfig, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
-    """A client of a server that serves the champion, with the right key."""
-    log = tmp_path_factory.mktemp("server") / "log"
-    with (
-        _serving(tracking, log) as (_process, url),
-        httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as one,
-    ):
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A process that serves the champion, and its address."""
+    with _serving(tracking, tmp_path_factory.mktemp("server") / "log") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: tuple[subprocess.Popen[bytes], str]) -> Iterator[httpx.Client]:
+    """A client of the server, with the right key."""
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=server[1], headers=headers, timeout=60) as one:
         yield one
 
 

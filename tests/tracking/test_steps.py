@@ -1,0 +1,127 @@
+"""The steps and the flow around the registry, in a project folder with a tiny policy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import promote as promote_flow
+from stateset_agents.exceptions import PipelineError
+from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.config import TrackingConfig
+from stateset_agents.tracking.lineage import fingerprint
+from stateset_agents.tracking.mlflow_run import start_run
+from stateset_agents.tracking.registry import champion_version, find_version
+from tasks import fetch_base_model, paths, promote_model, register_model
+from tests.tracking.test_promotion import GOOD
+
+
+@pytest.fixture
+def project(
+    tracking: TrackingConfig, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunConfig:
+    """A folder in which training and evaluation have just ended."""
+    root = tmp_path / "project"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    Path("dvc.yaml").write_text("stages: {}\n")
+    Path("params.yaml").write_text(
+        json.dumps({"tracking": tracking.model_dump()})  # JSON is YAML
+    )
+    paths.POLICY.parent.mkdir()
+    shutil.copytree(tiny_model_dir, paths.POLICY)
+    paths.EVALUATION_REPORT.mkdir(parents=True)
+    (paths.EVALUATION_REPORT / "metrics.json").write_text(json.dumps(GOOD))
+    (paths.EVALUATION_REPORT / "report.html").write_text("<p>")
+    with start_run(tracking, "train_policy", params={"seed": 5}) as run:
+        run.write_link(paths.POLICY_REPORT / "mlflow_run.json")
+    return RunConfig(tracking=tracking)
+
+
+def test_a_base_model_is_fetched_to_where_the_other_steps_read_it(
+    project: RunConfig, tiny_model_dir: Path
+) -> None:
+    project.base_model.source = str(tiny_model_dir)
+    fetch_base_model.run(project)
+    assert (paths.BASE_MODEL / "config.json").is_file()
+
+
+def test_a_policy_is_registered_promoted_and_refused_the_second_time(
+    project: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PipelineError, match=r"registration\.json is missing: run the step"):
+        promote_model.run(project)
+    register_model.run(project)
+    registration = json.loads(paths.REGISTRATION.read_text())
+    assert registration["model_uri"] == "models:/support-agent/1"
+    tags = find_version(project.tracking, registration["model_uri"]).tags
+    assert tags["data.policy.sha256"] == fingerprint(paths.POLICY)
+    assert tags["evaluation.reward.challenger"] == "0.7"
+
+    promote_model.run(project)
+    promotion = json.loads(paths.PROMOTION.read_text())
+    assert (promotion["promoted"], promotion["champion"], promotion["previous"]) == (
+        True,
+        "1",
+        None,
+    )
+    assert champion_version(project.tracking) == "1"
+    assert "version 1 promoted" in capsys.readouterr().out
+
+    # the same figures again: they were measured against the base model, not against version 1
+    register_model.run(project)
+    promote_model.run(project)
+    promotion = json.loads(paths.PROMOTION.read_text())
+    assert (promotion["promoted"], promotion["version"], promotion["champion"]) == (
+        False,
+        "2",
+        "1",
+    )
+    assert "and the champion is 1 now: evaluate again" in promotion["reasons"][0]
+    assert champion_version(project.tracking) == "1"
+
+
+@pytest.fixture
+def prefect_server() -> Iterator[None]:
+    """Prefect with a database of this test's own, quiet."""
+    from prefect.settings import PREFECT_LOGGING_LEVEL, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        temporary_settings({PREFECT_LOGGING_LEVEL: "CRITICAL"}),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_person_promotes_rolls_back_and_reads_the_history(
+    project: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register_model.run(project)
+    register_model.run(project)
+    promote_model.run(project)
+    assert champion_version(project.tracking) == "2"
+
+    assert promote_flow.main(["--version", "1", "--reason", "the old one was kinder"]) == 0
+    assert champion_version(project.tracking) == "1"
+    assert promote_flow.main(["--rollback"]) == 0
+    assert champion_version(project.tracking) == "2"
+    capsys.readouterr()
+
+    assert promote_flow.main(["--rollback"]) == 1
+    assert "has no earlier champion to go back to (now: 2)" in capsys.readouterr().err
+
+    assert promote_flow.main(["--history"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["promote: none -> 2" in lines[0], "set: 2 -> 1" in lines[1]] == [True, True]
+    assert "rollback: 1 -> 2" in lines[2]
+    assert "the old one was kinder" in lines[1]
+
+    assert promote_flow.main(["--lineage"]) == 0
+    lineage = json.loads(capsys.readouterr().out)
+    assert (lineage["version"], lineage["runs"]["train"]["params"]) == ("2", {"seed": "5"})
