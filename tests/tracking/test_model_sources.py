@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
+import json
 import os
 import shutil
+import threading
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -230,6 +235,73 @@ def test_a_hub_that_does_not_answer_is_named(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(ModelSourceError, match=r"hf:org/model: http://127.0.0.1:1 does not answer"):
         fetch_model("hf:org/model", tmp_path / "model")
+
+
+@pytest.fixture
+def hub(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that speaks as much of the hub's protocol as a download needs; it has org/tiny."""
+    commit = "c" * 40
+    files = {path.name: path.read_bytes() for path in tiny_model_dir.iterdir()}
+    files["pytorch_model.bin"] = b"pickle"
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            start = f"/org/tiny/resolve/{commit}/"
+            if path in ("/api/models/org/tiny/revision/main", "/api/models/org/tiny"):
+                siblings = [{"rfilename": name} for name in files]
+                info = {"id": "org/tiny", "sha": commit, "siblings": siblings}
+                self._answer(200, json.dumps(info).encode())
+            elif path.startswith(f"/api/models/org/tiny/tree/{commit}"):
+                tree = [
+                    {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                    for name, data in files.items()
+                ]
+                self._answer(200, json.dumps(tree).encode())
+            elif path.startswith(start) and path.removeprefix(start) in files:
+                self._answer(200, files[path.removeprefix(start)])
+            elif path.startswith("/api/models/org/tiny/revision/"):
+                self._answer(404, b"", "RevisionNotFound")
+            else:
+                self._answer(404, b"", "RepoNotFound")
+
+        def _answer(self, status: int, body: bytes, error: str | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{zlib.crc32(body):08x}"')
+            if error:
+                self.send_header("X-Error-Code", error)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield "org/tiny"
+        server.shutdown()
+
+
+def test_a_model_on_the_hub_is_fetched_without_its_pickles(
+    hub: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = fetch_model(f"hf:{hub}", tmp_path / "model")
+    weights = "model.safetensors"
+    assert (model / weights).read_bytes() == (tiny_model_dir / weights).read_bytes()
+    assert not (model / weights).is_symlink()
+    assert not (model / "pytorch_model.bin").exists()
+    with pytest.raises(ModelSourceError, match="org/tiny has no revision 'v9'"):
+        fetch_model(f"hf:{hub}@v9", tmp_path / "other")
+    with pytest.raises(ModelSourceError, match="has no model 'org/absent' that this machine may"):
+        fetch_model("hf:org/absent", tmp_path / "other")
 
 
 @pytest.mark.real_model
