@@ -84,7 +84,7 @@ def set_up_logging() -> None:
         format="%(message)s" if not debug else "%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    for name in ("stateset_agents", "tasks", "flows"):
+    for name in ("stateset_agents", "tasks", "flows", "__main__"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
 

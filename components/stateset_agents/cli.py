@@ -15,6 +15,7 @@ from pathlib import Path
 from stateset_agents.exceptions import StateSetError
 
 DEFAULT_CONFIG = Path("params.yaml")
+BASE_MODEL = Path("data/base_model")  # where the line puts it; an adapter is loaded on top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,12 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     init.set_defaults(command=_init)
 
     serve = commands.add_parser("serve", help="answer OpenAI chat requests")
-    serve.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="default: %(default)s")
+    serve.add_argument("--config", type=Path, help=f"default: {DEFAULT_CONFIG}, where there is one")
     serve.add_argument(
         "--checkpoint", type=Path, help="a model folder; default: the champion in the registry"
     )
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    serve.add_argument("--host", help="default: serve.host of the configuration")
+    serve.add_argument("--port", type=int, help="default: serve.port of the configuration")
     serve.add_argument(
         "--api-key",
         default=os.environ.get("STATESET_API_KEY"),
@@ -86,4 +87,25 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError(arguments)
+    import logging
+
+    from stateset_agents import run_config
+    from stateset_agents.serving import serve
+
+    path = arguments.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    config = run_config.load(path) if path else run_config.RunConfig()
+    for name in ("host", "port"):
+        value = getattr(arguments, name)
+        if value is not None:
+            setattr(config.serve, name, value)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("stateset_agents").setLevel(logging.INFO)
+    serve(
+        config.serve,
+        config.tracking,
+        folder=arguments.checkpoint,
+        base_model=BASE_MODEL if BASE_MODEL.is_dir() else None,
+        generation=config.agent.model_dump(mode="json"),
+        api_key=arguments.api_key,
+    )
+    return 0

@@ -23,6 +23,7 @@ from stateset_agents.data.config import DataConfig
 from stateset_agents.evaluation.config import EvaluationConfig
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rewards.config import RewardsConfig
+from stateset_agents.serving.config import ServeConfig
 from stateset_agents.settings import Problem, Settings, find_problems
 from stateset_agents.tracking.config import (
     BaseModelConfig,
@@ -60,6 +61,8 @@ class RunConfig(Settings):
     """How a version is registered."""
     promote: PromoteConfig = Field(default_factory=PromoteConfig)
     """When a challenger becomes the champion."""
+    serve: ServeConfig = Field(default_factory=ServeConfig)
+    """Where the server listens and how much it takes."""
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     """Where runs and model versions are kept."""
 
