@@ -126,6 +126,7 @@ def test_at_most_so_many_scenarios_of_each_intent_are_played():
         ({"seeds": [1]}, "seeds"),
         ({"seeds": [1, 1]}, "twice"),
         ({"seeds": [1, 2], "fluency_seeds": 3}, "fluency_seeds"),
+        ({"fluency_band": (0.1, 0.5)}, "fluency_band"),
         ({"seeed": [1, 2]}, "seeed"),
         ({"confidence": 95}, "confidence"),
     ],

@@ -78,14 +78,14 @@ def test_a_policy_that_parrots_is_out_of_the_band_of_distinctness():
     assert flat_metrics(summarise([base, challenger], strict))["distinctness.in_band"] == 0
 
 
-@pytest.mark.parametrize(("change", "inside"), [(0.49, 1), (-0.49, 1), (0.51, 0), (-0.51, 0)])
+@pytest.mark.parametrize(("change", "inside"), [(0.69, 1), (-0.49, 1), (0.71, 0), (-0.51, 0)])
 def test_fluency_is_out_of_band_when_it_moved_too_far_in_either_direction(change, inside):
     def said(name, log_likelihood):
         return PolicyResult(name, name, tuple(
             conversation(f"s{i}", fluency=log_likelihood) for i in range(3)
         ))  # fmt: skip
 
-    config = CONFIG.model_copy(update={"fluency_band": 0.5})
+    config = CONFIG.model_copy(update={"fluency_band": (-0.5, 0.7)})
     evaluation = summarise([said("base", -2.0), said("challenger", -2.0 + change)], config)
     assert flat_metrics(evaluation)["fluency.in_band"] == inside
 

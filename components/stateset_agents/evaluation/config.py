@@ -44,10 +44,11 @@ class EvaluationConfig(Settings):
     tie_tolerance: float = Field(default=0.005, ge=0.0)
     """Two conversations whose rewards differ by no more than this are a tie. Reward units."""
 
-    fluency_band: float = Field(default=0.5, gt=0.0)
-    """Allowed change of the answers' mean log-likelihood under the base model, nats per token, in
-    both directions from the base's own. Below the band: words the base finds odd. Above it: words
-    the base finds too easy, which is what repetition looks like."""
+    fluency_band: tuple[float, float] = (-0.5, 1.0)
+    """Allowed change of the answers' mean log-likelihood under the base model, from and to, nats a
+    token, against the base's own answers. Below the band: words that the base finds odd. Above it:
+    words that it finds too easy, which is what repetition looks like; there is more room on that
+    side, because training also makes a policy surer of ordinary words."""
 
     fluency_seeds: int = Field(default=1, ge=1)
     """For how many of the seeds (the first ones) fluency is measured; it costs a forward pass of
@@ -73,10 +74,15 @@ class EvaluationConfig(Settings):
     half from the largest gains. 0 = all. `conversations.jsonl` always has all."""
 
     @model_validator(mode="after")
-    def _check_seeds(self) -> EvaluationConfig:
+    def _check_together(self) -> EvaluationConfig:
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(
                 f"seeds: {self.seeds} holds a seed twice; give each seed once, at least two"
+            )
+        if not self.fluency_band[0] < 0 < self.fluency_band[1]:
+            raise ValueError(
+                f"fluency_band: {list(self.fluency_band)} does not hold 0, no change; give a "
+                "negative and a positive number"
             )
         if self.fluency_seeds > len(self.seeds):
             raise ValueError(

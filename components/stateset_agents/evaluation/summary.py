@@ -180,8 +180,8 @@ def _bands(
                 "log-likelihood",
                 "mean log-likelihood of the answers under the base model, nats a token",
                 means["challenger"]["log_likelihood"].mean,
-                middle - config.fluency_band,
-                middle + config.fluency_band,
+                middle + config.fluency_band[0],
+                middle + config.fluency_band[1],
             )
         )
     floor = max(config.distinctness_floor, varied["base"].distinct_2 - config.distinctness_band)
