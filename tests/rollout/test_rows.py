@@ -5,7 +5,12 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stateset_agents.core.trajectory import MultiTurnTrajectory, StopReason, TokenSample
+from stateset_agents.core.trajectory import (
+    ConversationTurn,
+    MultiTurnTrajectory,
+    StopReason,
+    TokenSample,
+)
 from stateset_agents.inference.engine import FinishReason
 from stateset_agents.rollout.rows import Row, trajectory_rows
 
@@ -73,6 +78,7 @@ def test_a_conversation_whose_history_was_kept_is_one_row() -> None:
             token_ids=(1, 2, 3, 4, 5, 6, 7),
             loss_mask=(False, False, True, True, False, False, True),
             sampling_logprobs=(0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -9.0),
+            turn_index=(-1, -1, 0, 0, -1, -1, 0),
         )
     ]
 
@@ -95,6 +101,19 @@ def test_of_two_rows_that_fit_the_longer_is_extended() -> None:
     )
     assert [row.token_ids for row in rows] == [(1, 2), (1, 2, 3, 4, 5)]
     assert rows[1].loss_mask == (False, True, True, False, True)
+
+
+def test_tokens_know_the_turn_that_they_were_sampled_for() -> None:
+    # the first turn took two calls of the model: a turn holds the last sample drawn for it
+    drafted, said, second = sample((1,), (2,)), sample((1,), (3,)), sample((1, 3, 4), (5,))
+    talk = trajectory(drafted, said, second)
+    talk.turns = [
+        ConversationTurn("assistant", "first", sample=said),
+        ConversationTurn("user", "and?"),
+        ConversationTurn("assistant", "second", sample=second),
+    ]
+    rows = trajectory_rows(talk)
+    assert [row.turn_index for row in rows] == [(-1, 0), (-1, 0, -1, 1)]
 
 
 def test_a_failed_trajectory_has_no_rows() -> None:

@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from stateset_agents.exceptions import TrainingError
-from stateset_agents.training.advantages import groups_without_spread, trajectory_advantages
+from stateset_agents.training.advantages import (
+    groups_without_spread,
+    trajectory_advantages,
+    turn_advantages,
+)
 
 GROUPS = torch.tensor([0, 0, 0, 0, 1, 1])
 # the guide's group: mean 0.75, squared deviations 0.0025, 0.0225, 0.0225, 0.0025 over n - 1 = 3
@@ -58,3 +62,23 @@ def test_the_baseline_may_be_the_batch_or_none() -> None:
 def test_a_reward_that_is_no_number_is_an_error_that_says_whose() -> None:
     with pytest.raises(TrainingError, match=r"trajectories \[1, 3\]"):
         trajectory_advantages(torch.tensor([0.1, math.nan, 0.3, math.inf]), torch.zeros(4))
+
+
+def test_a_turn_is_compared_with_the_same_turn_of_its_group_alone() -> None:
+    turns = [[0.0, 1.0], [1.0, 1.0], [0.5], [0.9, 0.1]]
+    groups = torch.tensor([0, 0, 1, 1])
+
+    advantages = turn_advantages(turns, groups, scale=False)
+
+    # group 0: turn 0 has mean 0.5, turn 1 is equal throughout; group 1: turn 1 is there once
+    expected = [[-0.5, 0.0], [0.5, 0.0], [-0.2, 0.0], [0.2, 0.0]]
+    torch.testing.assert_close(advantages, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_discount_credits_a_turn_with_what_follows_it() -> None:
+    turns = [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+
+    advantages = turn_advantages(turns, torch.tensor([0, 0]), discount=0.5, scale=False)
+
+    # returns of the first: 0 + 0.5 * (0 + 0.5 * 1), 0.5 * 1, 1; each minus half of itself
+    assert advantages.tolist() == [[0.125, 0.25, 0.5], [-0.125, -0.25, -0.5]]

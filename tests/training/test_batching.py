@@ -6,15 +6,22 @@ import pytest
 import torch
 
 from stateset_agents.core.trajectory import (
+    ConversationTurn,
     MultiTurnTrajectory,
     StopReason,
     TokenSample,
     TrajectoryGroup,
 )
+from stateset_agents.exceptions import TrainingError
 from stateset_agents.inference.engine import FinishReason
+from stateset_agents.training.advantages import step_advantages
 from stateset_agents.training.batching import make_batch, micro_batches, step_rows
 from stateset_agents.training.config import TrainingConfig
 from tests.training.made import make_advantages, make_rows, to_batch
+
+
+def sample(prompt: range, ids: range) -> TokenSample:
+    return TokenSample(tuple(prompt), tuple(ids), (-1.0,) * len(ids), FinishReason.STOP)
 
 
 def conversation(*samples: tuple[range, range], reward: float = 0.0) -> MultiTurnTrajectory:
@@ -22,10 +29,7 @@ def conversation(*samples: tuple[range, range], reward: float = 0.0) -> MultiTur
         trajectory_id="t",
         turns=[],
         episode_reward=reward,
-        samples=[
-            TokenSample(tuple(prompt), tuple(ids), (-1.0,) * len(ids), FinishReason.STOP)
-            for prompt, ids in samples
-        ],
+        samples=[sample(prompt, ids) for prompt, ids in samples],
     )
 
 
@@ -102,6 +106,40 @@ def test_tokens_of_a_split_conversation_weigh_as_if_it_were_one_row(
     per_row = [batch.loss_weights[n][batch.loss_mask[n]][0].item() for n in range(3)]
     assert per_row == pytest.approx(expected)
     assert bool((batch.loss_weights[~batch.loss_mask] == 0).all())
+
+
+def test_with_credit_by_turn_a_token_has_its_own_turns_advantage() -> None:
+    first, second = sample(range(3), range(3, 5)), sample(range(7), range(7, 8))
+    talk = MultiTurnTrajectory(
+        trajectory_id="t",
+        turns=[
+            ConversationTurn("assistant", "a", reward=0.2, sample=first),
+            ConversationTurn("assistant", "b", reward=0.9, sample=second),
+        ],
+        samples=[first, second],
+    )
+    rows = step_rows([group_of(talk)], TrainingConfig())
+    assert rows.turn_rewards == [[0.2, 0.9]]
+
+    batch = make_batch(
+        rows,
+        torch.tensor([[0.0, 3.0]]),
+        loss_aggregation="token_mean",
+        max_completion_length=64,
+        pad_token_id=0,
+        temperature=1.0,
+        keep_all_rows=False,
+    )
+
+    assert batch.advantages.tolist() == [[0, 0, 0, 0, 0, 0, 0, 3]]
+
+
+def test_credit_by_turn_without_turn_rewards_says_what_to_do() -> None:
+    rows = step_rows([group_of(conversation((range(2), range(2, 3))))], TrainingConfig())
+    rows.turn_rewards = [None]
+
+    with pytest.raises(TrainingError, match=r"return turn_scores in its RewardResult"):
+        step_advantages(rows, TrainingConfig(credit="turn"))
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:

@@ -21,11 +21,14 @@ class Row:
         loss_mask: `(T,)`, True = the policy sampled this token.
         sampling_logprobs: `(T,)`, natural logarithms as the engine reported them, 0 where not
             sampled.
+        turn_index: `(T,)`, which assistant turn of the conversation a token was sampled for,
+            counted from 0; -1 where not sampled.
     """
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     sampling_logprobs: tuple[float, ...]
+    turn_index: tuple[int, ...]
 
 
 class _OpenRow:
@@ -35,15 +38,17 @@ class _OpenRow:
         self.token_ids: list[int] = []
         self.loss_mask: list[bool] = []
         self.sampling_logprobs: list[float] = []
+        self.turn_index: list[int] = []
 
     def is_extended_by(self, prompt: tuple[int, ...]) -> bool:
         return list(prompt[: len(self.token_ids)]) == self.token_ids
 
-    def extend(self, sample: TokenSample) -> None:
+    def extend(self, sample: TokenSample, turn: int) -> None:
         new_context = sample.prompt_token_ids[len(self.token_ids) :]
         self.token_ids += [*new_context, *sample.token_ids]
         self.loss_mask += [False] * len(new_context) + [True] * len(sample.token_ids)
         self.sampling_logprobs += [0.0] * len(new_context) + list(sample.logprobs)
+        self.turn_index += [-1] * len(new_context) + [turn] * len(sample.token_ids)
 
 
 def trajectory_rows(trajectory: MultiTurnTrajectory) -> list[Row]:
@@ -57,15 +62,31 @@ def trajectory_rows(trajectory: MultiTurnTrajectory) -> list[Row]:
     if trajectory.failed:
         return []
     rows: list[_OpenRow] = []
-    for sample in trajectory.samples:
+    for sample, turn in zip(trajectory.samples, _turns_of_samples(trajectory), strict=True):
         extended = [row for row in rows if row.is_extended_by(sample.prompt_token_ids)]
         if extended:
             row = max(extended, key=lambda candidate: len(candidate.token_ids))
         else:
             row = _OpenRow()
             rows.append(row)
-        row.extend(sample)
+        row.extend(sample, turn)
     return [
-        Row(tuple(row.token_ids), tuple(row.loss_mask), tuple(row.sampling_logprobs))
+        Row(
+            tuple(row.token_ids),
+            tuple(row.loss_mask),
+            tuple(row.sampling_logprobs),
+            tuple(row.turn_index),
+        )
         for row in rows
     ]
+
+
+def _turns_of_samples(trajectory: MultiTurnTrajectory) -> list[int]:
+    """The assistant turn of each sample: a turn holds the last sample that was drawn for it."""
+    turns = trajectory.assistant_turns
+    turn, result = 0, []
+    for sample in trajectory.samples:
+        result.append(min(turn, max(len(turns) - 1, 0)))
+        if turn < len(turns) and turns[turn].sample is sample:
+            turn += 1
+    return result

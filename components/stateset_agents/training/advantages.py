@@ -7,13 +7,39 @@ Notation: N trajectories of the step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from stateset_agents.exceptions import TrainingError
-from stateset_agents.training.config import AdvantageBaseline
+from stateset_agents.training.config import AdvantageBaseline, TrainingConfig
+
+if TYPE_CHECKING:
+    from stateset_agents.training.batching import StepRows
 
 # Keeps a group with nearly equal rewards from exploding; the value that TRL uses.
 STD_EPSILON = 1e-4
+
+
+def step_advantages(rows: StepRows, config: TrainingConfig) -> torch.Tensor:
+    """Advantages as `config.credit` asks: `(N,)` per conversation or `(N, K)` per turn.
+
+    Raises:
+        TrainingError: turns are to be credited, and the reward function does not tell them apart.
+    """
+    baseline, scale = config.advantage_baseline, config.scale_advantages
+    if config.credit == "episode":
+        return trajectory_advantages(rows.rewards, rows.group_index, baseline=baseline, scale=scale)
+    told = [rewards for rewards in rows.turn_rewards if rewards is not None]
+    if len(told) < len(rows.turn_rewards):
+        raise TrainingError(
+            'credit="turn" needs a reward for every assistant turn, and the reward function gave '
+            'none: return turn_scores in its RewardResult, or set credit="episode"'
+        )
+    return turn_advantages(
+        told, rows.group_index, discount=config.turn_discount, baseline=baseline, scale=scale
+    )
 
 
 def trajectory_advantages(
@@ -49,6 +75,40 @@ def trajectory_advantages(
     advantages = torch.zeros_like(rewards)
     for pool in pools:
         advantages[pool] = _within(rewards[pool], subtract=baseline != "none", scale=scale)
+    return advantages
+
+
+def turn_advantages(
+    turn_rewards: Sequence[Sequence[float]],
+    group_index: torch.Tensor,
+    *,
+    discount: float = 0.0,
+    baseline: AdvantageBaseline = "group",
+    scale: bool = True,
+) -> torch.Tensor:
+    """Advantages `(N, K)` float64 of every assistant turn, K the most turns, 0 where there is none.
+
+    The return of turn k is `r_k + discount * r_(k+1) + discount^2 * r_(k+2) + ...`; it is compared
+    as in `trajectory_advantages`, but with turn k of the other conversations only. Scripted users
+    say the same at a turn whatever was answered, so turns of one number are alternatives to each
+    other.
+
+    Raises:
+        TrainingError: a reward is NaN or infinite.
+    """
+    longest = max((len(rewards) for rewards in turn_rewards), default=0)
+    advantages = torch.zeros(len(turn_rewards), longest, dtype=torch.float64)
+    returns = torch.zeros(len(turn_rewards), longest, dtype=torch.float64)
+    for number, rewards in enumerate(turn_rewards):
+        following = 0.0
+        for turn in reversed(range(len(rewards))):
+            following = rewards[turn] + discount * following
+            returns[number, turn] = following
+    for turn in range(longest):
+        there = torch.tensor([len(rewards) > turn for rewards in turn_rewards])
+        advantages[there, turn] = trajectory_advantages(
+            returns[there, turn], group_index[there], baseline=baseline, scale=scale
+        )
     return advantages
 
 

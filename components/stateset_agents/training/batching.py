@@ -14,7 +14,7 @@ from itertools import groupby
 
 import torch
 
-from stateset_agents.core.trajectory import TrajectoryGroup
+from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.rollout.rows import trajectory_rows
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.config import LossAggregation, TrainingConfig
@@ -32,6 +32,7 @@ class StepRow:
     sampling_logprobs: tuple[float, ...]
     trajectory: int
     group: int
+    turn_index: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class StepRows:
         rows: in the order of groups and trajectories.
         rewards: `(N,)` float64, one per trajectory that did not fail.
         group_index: `(N,)` int64.
+        turn_rewards: per trajectory one number for each assistant turn; None where the reward
+            function does not tell turns apart.
         counts: `failed` trajectories, `prompt_too_long` rows, `cut_tokens`, `empty` trajectories in
             which nothing was sampled.
     """
@@ -50,6 +53,7 @@ class StepRows:
     rewards: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
     group_index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     counts: dict[str, int] = field(default_factory=dict)
+    turn_rewards: list[list[float] | None] = field(default_factory=list)
 
 
 def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> StepRows:
@@ -58,6 +62,7 @@ def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> Step
     rows: list[StepRow] = []
     rewards: list[float] = []
     of_group: list[int] = []
+    of_turns: list[list[float] | None] = []
     for group_number, group in enumerate(groups):
         for trajectory in group.trajectories:
             if trajectory.failed:
@@ -66,6 +71,7 @@ def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> Step
             number = len(rewards)
             rewards.append(trajectory.episode_reward)
             of_group.append(group_number)
+            of_turns.append(_turn_rewards(trajectory))
             found = trajectory_rows(trajectory)
             counts["empty"] += not any(any(row.loss_mask) for row in found)
             for row in found:
@@ -76,6 +82,7 @@ def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> Step
                         tuple(row.sampling_logprobs),
                         trajectory=number,
                         group=group_number,
+                        turn_index=row.turn_index,
                     ),
                     config,
                     counts,
@@ -87,6 +94,7 @@ def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> Step
         torch.tensor(rewards, dtype=torch.float64),
         torch.tensor(of_group, dtype=torch.int64),
         counts,
+        of_turns,
     )
 
 
@@ -100,19 +108,20 @@ def make_batch(
     temperature: float,
     keep_all_rows: bool,
 ) -> TrainingBatch:
-    """Pad a step's rows into one batch; `advantages` is `(N,)`, one per trajectory.
+    """Pad a step's rows into one batch.
+
+    `advantages` is `(N,)`, one per trajectory, or `(N, K)`, one per assistant turn of each.
 
     Without `keep_all_rows`, rows whose advantage is 0 are left out after they have been counted in
     the weights: with no KL term their gradient is 0. The batch may then have no rows at all.
     """
     weights = token_weights(step.rows, loss_aggregation, max_completion_length)
-    values = [float(advantages[row.trajectory]) for row in step.rows]
-    kept = [n for n in range(len(step.rows)) if keep_all_rows or values[n] != 0]
+    values = [_token_advantages(row, advantages) for row in step.rows]
+    kept = [n for n in range(len(step.rows)) if keep_all_rows or any(values[n])]
     rows = [step.rows[n] for n in kept]
     width = max((len(row.token_ids) for row in rows), default=0)
     loss_mask = _padded([row.loss_mask for row in rows], width, False, torch.bool)
-    per_row = torch.tensor([[values[n], weights[n]] for n in kept], dtype=torch.float32)
-    per_row = per_row.reshape(-1, 2)
+    weight_of_row = torch.tensor([weights[n] for n in kept], dtype=torch.float32)
     return TrainingBatch(
         token_ids=_padded([row.token_ids for row in rows], width, pad_token_id, torch.int64),
         row_lengths=torch.tensor([len(row.token_ids) for row in rows], dtype=torch.int64),
@@ -120,13 +129,30 @@ def make_batch(
         sampling_logprobs=_padded(
             [row.sampling_logprobs for row in rows], width, 0.0, torch.float32
         ),
-        advantages=loss_mask * per_row[:, :1],
-        loss_weights=loss_mask * per_row[:, 1:],
+        advantages=_padded([values[n] for n in kept], width, 0.0, torch.float32),
+        loss_weights=loss_mask * weight_of_row[:, None],
         trajectory_index=torch.tensor([row.trajectory for row in rows], dtype=torch.int64),
         group_index=torch.tensor([row.group for row in rows], dtype=torch.int64),
         shared_prefix_lengths=torch.tensor(_shared_prefixes(rows), dtype=torch.int64),
         temperature=temperature,
     )
+
+
+def _turn_rewards(trajectory: MultiTurnTrajectory) -> list[float] | None:
+    rewards = [turn.reward for turn in trajectory.assistant_turns]
+    told = [reward for reward in rewards if reward is not None]
+    return told if len(told) == len(rewards) else None
+
+
+def _token_advantages(row: StepRow, advantages: torch.Tensor) -> list[float]:
+    """`(T,)`, 0 where nothing was sampled."""
+    own: list[float] = advantages[row.trajectory].reshape(-1).tolist()
+    if advantages.dim() == 1:
+        return [own[0] if sampled else 0.0 for sampled in row.loss_mask]
+    return [
+        own[turn] if sampled else 0.0
+        for sampled, turn in zip(row.loss_mask, row.turn_index, strict=True)
+    ]
 
 
 def micro_batches(
@@ -182,6 +208,7 @@ def _fit(row: StepRow, config: TrainingConfig, counts: dict[str, int]) -> StepRo
         row.sampling_logprobs[:end],
         row.trajectory,
         row.group,
+        row.turn_index[:end],
     )
 
 

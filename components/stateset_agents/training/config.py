@@ -15,6 +15,7 @@ from stateset_agents.settings import Settings
 
 Algorithm = Literal["grpo", "gspo"]
 AdvantageBaseline = Literal["group", "batch", "none"]
+Credit = Literal["episode", "turn"]
 LossAggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
 KLEstimator = Literal["k1", "k2", "k3"]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
@@ -79,6 +80,13 @@ class TrainingConfig(Settings):
     """Mean that is taken off a reward: of its group, of the whole step, or none."""
     scale_advantages: bool = True
     """Divide by the standard deviation of what the baseline was taken from."""
+    credit: Credit = "episode"
+    """What an answer's tokens are credited with: the reward of the whole conversation (`episode`),
+    or their own turn's, compared with the same turn of the group's other conversations (`turn`;
+    needs a reward that tells turns apart, and an algorithm with a ratio per token)."""
+    turn_discount: float = Field(default=0.0, ge=0, le=1)
+    """With `credit: turn`, the share of each later turn's reward that an answer is credited with.
+    0: its own turn alone; 1: all that follows."""
     loss_aggregation: LossAggregation | None = None
     """`sequence_mean`: every conversation counts the same; `token_mean`: every token of the step;
     `fixed_length`: tokens summed, divided by conversations x `max_completion_length`. None: the
@@ -134,6 +142,16 @@ class TrainingConfig(Settings):
             problems.append(
                 f"lora_dropout={self.lora_dropout} has no effect with use_lora=False: "
                 "set use_lora=True or lora_dropout=0"
+            )
+        if self.turn_discount and self.credit == "episode":
+            problems.append(
+                f'turn_discount={self.turn_discount} has no effect with credit="episode": '
+                'set credit="turn" or turn_discount=0'
+            )
+        if self.credit == "turn" and self.algorithm == "gspo":
+            problems.append(
+                'credit="turn" cannot work with algorithm="gspo", which has one ratio and one '
+                'advantage per conversation: set credit="episode" or algorithm="grpo"'
             )
         if self.lora_target_modules != "all-linear" and not self.lora_target_modules:
             problems.append(

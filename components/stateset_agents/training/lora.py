@@ -19,6 +19,8 @@ import torch
 from peft.tuners.lora import Linear
 from transformers.pytorch_utils import Conv1D
 
+from stateset_agents.inference.rounding import round_weights
+
 
 class MergedLinear(torch.autograd.Function):
     """y = x W'^T + bias with W' = W + s B A given, differentiable in x, A and B (not in W).
@@ -83,7 +85,7 @@ class MergedLoraLinear(Linear):
         """Merge again, after the adapter has changed."""
         weight = cast(torch.Tensor, self.base_layer.weight)
         delta = self.get_delta_weight(self.adapter)
-        self.merged_weight = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        self.merged_weight = round_weights(weight.to(delta.dtype) + delta, weight.dtype)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """(..., I) to (..., O)."""

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.inference.rounding import round_weights
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.lora import MergedLoraLinear
 
@@ -108,7 +109,7 @@ class Policy:
         elif self.dtype is not torch.float32:
             parameters = dict(self.model.named_parameters())
             for name, master in self._masters.items():
-                parameters[name].copy_(master)
+                parameters[name].copy_(round_weights(master, self.dtype))
 
     def train_mode(self, training: bool) -> None:
         """Switch the adapter's dropout on or off; nothing else in the model knows training."""

@@ -22,7 +22,7 @@ from stateset_agents.inference.loading import has_native_bfloat16, load_model
 from stateset_agents.rollout.collect import collect_groups
 from stateset_agents.rollout.scoring import score_groups
 from stateset_agents.training import checkpoint as checkpoints
-from stateset_agents.training.advantages import trajectory_advantages
+from stateset_agents.training.advantages import step_advantages
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRows, make_batch, step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
@@ -215,12 +215,7 @@ class Trainer:
         # 3. rows and advantages
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
-        advantages = trajectory_advantages(
-            rows.rewards,
-            rows.group_index,
-            baseline=config.advantage_baseline,
-            scale=config.scale_advantages,
-        )
+        advantages = step_advantages(rows, config)
         # 4. batch
         batch = make_batch(
             rows,
