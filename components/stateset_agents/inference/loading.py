@@ -6,6 +6,8 @@ nothing: a folder is what `tracking.model_sources` left there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -72,14 +74,15 @@ def load_model(
     _check_weights(folder)
     chosen = resolve_dtype(dtype, device)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=chosen,
-            attn_implementation="sdpa",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _no_progress_bar():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=chosen,
+                attn_implementation="sdpa",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever a broken folder provokes: attribute it
         raise ModelSourceError(
             f"{folder} cannot be loaded as a causal language model: {error}"
@@ -114,6 +117,20 @@ def load_tokenizer(folder: Path | str) -> ChatTokenizer:
         named = GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id
         stops = [] if named is None else named if isinstance(named, list) else [named]
     return ChatTokenizer(hf, stop_token_ids=stops)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers' bar for a second's work out of the steps' own progress."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_folder(folder: Path, *files: str) -> None:
