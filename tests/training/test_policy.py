@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.inference.loading import load_model
+from stateset_agents.tracking.merging import merge_adapter
 from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.step import make_learner, train_step
@@ -86,7 +87,7 @@ def test_an_update_too_small_for_bfloat16_reaches_the_weights_that_compute(
     train_step(make_learner(policy, config), to_batch(rows, make_advantages(rows)), rate=1e-5)
 
     exact = make_config(**settings, bf16=False, max_grad_norm=1e9)
-    truth = Policy(load_model(tiny_model_dir, dtype="float32"), exact)
+    truth = Policy(load_model(tiny_model_dir, dtype="bfloat16"), exact)
     truth.load_trainable({n: value.detach() for n, value in policy.trainable.items()})
     wanted = {name: value - base[name] for name, value in truth.named_merged_weights()}
     found = {name: value.float() - base[name] for name, value in policy.named_merged_weights()}
@@ -192,3 +193,19 @@ def test_the_adapter_s_gradients_are_those_of_peft(tiny_model_dir: Path, tmp_pat
         assert parameter.grad is not None
         assert gradient is not None
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_registration_merges_to_the_bits_that_were_trained(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    model = load_model(tiny_model_dir, dtype="bfloat16")
+    model.save_pretrained(tmp_path / "base")
+    policy = Policy(model, make_config(**ADAPTER, bf16=True))
+    perturb(policy, scale=0.01)
+    policy.save(tmp_path / "adapter")
+
+    merge_adapter(tmp_path / "adapter", tmp_path / "base", tmp_path / "merged")
+
+    merged = load_model(tmp_path / "merged", dtype="bfloat16").state_dict()
+    for name, weight in policy.named_merged_weights():
+        assert torch.equal(weight, merged[name]), name

@@ -1,7 +1,7 @@
 """A low-rank adapter and its base model, merged into one model folder.
 
 Owns the arithmetic W' = W + (alpha / r) B A (Hu et al. 2021, arXiv:2106.09685) on safetensors
-files, one weight at a time, in float32, rounded once to the format of W: the same numbers as in
+files, one weight at a time, in float32, rounded once to the format of W: the same bits as in
 training, where the policy samples from merged weights, so what was evaluated is what is registered
 and served. It does not load a model. Adapters of other kinds are refused.
 """
@@ -77,10 +77,12 @@ def _merge(
     weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, transposed: bool
 ) -> torch.Tensor:
     """`weight` (O, I) or, transposed, (I, O); `down` (R, I), `up` (O, R)."""
+    from stateset_agents.inference.rounding import round_weights
+
     delta = (up.float() @ down.float()) * scale
     if transposed:
         delta = delta.t()
-    return (weight.float() + delta).to(weight.dtype).contiguous()
+    return round_weights(weight.float() + delta, weight.dtype).contiguous()
 
 
 def _read_config(adapter: Path) -> tuple[float, bool]:
