@@ -28,7 +28,8 @@ retrain: setup ## run the whole line: data, reward model, policy, evaluation, re
 	@$(BIN)/python -m flows.retrain
 
 test: setup-dev ## run the tests
-	@$(BIN)/python -m pytest
+	@# one file stays on one of the two workers; their two OpenMP pools would wait for each other
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup-dev ## style, types, import contracts
 	@$(BIN)/ruff check .

@@ -44,8 +44,7 @@ class ConfigurationError(_ProblemsError, ValueError):
 
 
 class DataError(_ProblemsError, ValueError):
-    """A data file cannot be used. Each problem names the file, the row or key, what was found
-    and what is allowed."""
+    """A data file cannot be used: the file, the row or key, what was found, what is allowed."""
 
 
 class ModelSourceError(StateSetError):
