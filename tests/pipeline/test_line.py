@@ -133,7 +133,7 @@ def test_a_broken_scenario_stops_the_flow_with_one_message_and_loses_nothing(lin
     done = project.run(line, "-m", "flows.retrain")
     path.write_text(as_it_was, encoding="utf-8")
     assert done.returncode == 1
-    assert done.stdout.count("data/scenarios/all.jsonl, line 1") == 1, done.stdout
+    assert done.stdout.count("data/scenarios/all.jsonl:1: malformed JSON") == 1, done.stdout
     assert "step validate_scenarios failed" in done.stdout
     assert "Traceback" not in done.stdout
     assert (line / "data/validated/train.jsonl").read_bytes() == validated
