@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from stateset_agents.core.agent import GenerationSettings
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.data.readers import read_scenarios
 from stateset_agents.evaluation.config import EvaluationConfig
@@ -50,7 +51,11 @@ from stateset_agents.rewards.build import build_reward
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.lineage import collect_lineage
 from stateset_agents.tracking.mlflow_run import RUN_LINK, start_run
-from stateset_agents.tracking.registry import champion_version, download_version
+from stateset_agents.tracking.registry import (
+    champion_version,
+    download_version,
+    generation_settings,
+)
 from tasks import entry, paths
 
 HELDOUT = paths.VALIDATED / "heldout.jsonl"
@@ -61,12 +66,15 @@ _SHOWN = ("reward", "rubric", "safety", "learned", "log_likelihood", "distinct_2
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A policy that is to be played, and where its weights are."""
+    """A policy that is to be played: its weights, its tokenizer, and how it speaks in service."""
 
     name: PolicyName
     title: str
     folder: Path
+    settings: GenerationSettings
     version: str | None = None
+    # The base's: training keeps it, and an adapter's folder may have none.
+    tokenizer: Path = field(default=paths.BASE_MODEL)
 
 
 def run(config: RunConfig) -> None:
@@ -90,11 +98,7 @@ def run(config: RunConfig) -> None:
         _progress(sources, scenarios, config.evaluate) as advance,
     ):
         policies = asyncio.run(_play_all(sources, scenarios, reward_function, config, advance))
-        advance("fluency", 0)
-        base = _load(paths.BASE_MODEL, config)
-        policies = measure_fluency(
-            policies, base, config.evaluate, on_scenario=lambda: advance("fluency", 1)
-        )
+        policies = _measure_fluency(policies, sources, config, advance)
         evaluation = summarise(policies, config.evaluate)
         _write(evaluation, config.evaluate)
         metrics = flat_metrics(evaluation)
@@ -126,8 +130,8 @@ def _check_inputs(learned: bool) -> None:
 @contextlib.contextmanager
 def _sources(config: RunConfig) -> Iterator[list[_Source]]:
     """Base, champion if there is one, challenger; the champion's folder lasts as long as this."""
-    base = _Source("base", config.base_model.source, paths.BASE_MODEL)
-    challenger = _Source("challenger", str(paths.POLICY), paths.POLICY)
+    base = _Source("base", config.base_model.source, paths.BASE_MODEL, config.agent)
+    challenger = _Source("challenger", str(paths.POLICY), paths.POLICY, config.agent)
     version = champion_version(config.tracking)
     if version is None:
         yield [base, challenger]
@@ -137,7 +141,17 @@ def _sources(config: RunConfig) -> Iterator[list[_Source]]:
     with tempfile.TemporaryDirectory(prefix="champion-", dir=paths.STATE) as temporary:
         folder = Path(temporary) / "policy"
         download_version(config.tracking, f"models:/{name}/{version}", folder)
-        yield [base, _Source("champion", name, folder, version), challenger]
+        # A version brings its own tokenizer and settings: it may be older than the base model
+        # and the section `agent` of today, and it is compared as people meet it.
+        settings = _own_settings(folder) or config.agent
+        yield [base, _Source("champion", name, folder, settings, version, folder), challenger]
+
+
+def _own_settings(folder: Path) -> GenerationSettings | None:
+    """The settings that a version is served with; None for one that was registered without."""
+    own = generation_settings(folder)
+    known = {name: own[name] for name in own if name in GenerationSettings.model_fields}
+    return GenerationSettings(**known) if known else None
 
 
 Advance = Callable[[str, int], None]
@@ -188,14 +202,13 @@ async def _play_one(
     from stateset_agents.inference.transformers_engine import TransformersEngine
 
     advance(source.name, 0)
-    # The base's tokenizer: training keeps it, and an adapter's folder may have none.
-    engine = TransformersEngine(_load(source.folder, config), load_tokenizer(paths.BASE_MODEL))
+    engine = TransformersEngine(_load(source.folder, config), load_tokenizer(source.tokenizer))
     try:
         return await play(
             Candidate(source.name, source.title, engine, source.version),
             scenarios,
             reward_function,
-            config.agent,
+            source.settings,
             config.evaluate,
             on_conversation=lambda: advance(source.name, 1),
         )
@@ -203,6 +216,36 @@ async def _play_one(
         await engine.aclose()
         del engine
         gc.collect()
+
+
+def _measure_fluency(
+    policies: Sequence[PolicyResult],
+    sources: Sequence[_Source],
+    config: RunConfig,
+    advance: Advance,
+) -> list[PolicyResult]:
+    """Add the log-likelihoods under the base model, to the policies that speak in its tokens.
+
+    A champion of another family has none: its token ids mean other words to the base.
+    """
+    from stateset_agents.inference.loading import load_tokenizer
+
+    advance("fluency", 0)
+    words = load_tokenizer(paths.BASE_MODEL).hf.get_vocab()
+    alike = {
+        source.name
+        for source in sources
+        if source.tokenizer == paths.BASE_MODEL
+        or load_tokenizer(source.tokenizer).hf.get_vocab() == words
+    }
+    measured = measure_fluency(
+        [policy for policy in policies if policy.name in alike],
+        _load(paths.BASE_MODEL, config),
+        config.evaluate,
+        on_scenario=lambda: advance("fluency", 1),
+    )
+    by_name = {policy.name: policy for policy in measured}
+    return [by_name.get(policy.name, policy) for policy in policies]
 
 
 def _load(folder: Path, config: RunConfig) -> Any:
@@ -267,7 +310,8 @@ def _print_summary(evaluation: Evaluation) -> None:
     for measure in _SHOWN:
         if f"{measure}.challenger" not in metrics:
             continue
-        values = [f"{metrics[f'{measure}.{name}']:.3f}" for name in evaluation.policies]
+        found = [metrics.get(f"{measure}.{name}") for name in evaluation.policies]
+        values = ["-" if value is None else f"{value:.3f}" for value in found]
         table.add_row(measure.replace("_", " "), *values, _difference(evaluation, measure))
     console = Console()
     console.print(table)

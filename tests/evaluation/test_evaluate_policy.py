@@ -11,6 +11,7 @@ from stateset_agents.tracking.mlflow_run import open_client, read_link, start_ru
 from stateset_agents.tracking.registry import CHAMPION, register_version
 from tasks import evaluate_policy, paths
 from tests.evaluation.test_policies import make_adapter
+from tests.tiny_model import make_tiny_model
 
 REPORT = paths.EVALUATION_REPORT
 
@@ -99,6 +100,28 @@ def test_the_step_compares_with_the_base_until_there_is_a_champion_and_then_with
         "by_intent.json", "comparison.json", "conversations.jsonl", "metrics.json",
         "mlflow_run.json", "report.html", "reward_distribution.csv",
     ]  # fmt: skip
+
+
+def test_a_champion_of_another_family_speaks_in_its_own_tokens_with_its_own_settings(
+    project, tmp_path
+):
+    other = make_tiny_model(tmp_path / "other", seed=4, vocab_size=400)
+    with start_run(project.tracking, "register_model") as run:
+        version = register_version(
+            project.tracking, run, other, generation={"max_new_tokens": 3, "temperature": 1.0}
+        )
+    name = project.tracking.registered_model
+    open_client(project.tracking).set_registered_model_alias(name, CHAMPION, version.version)
+    assert project.agent.max_new_tokens == 10
+
+    evaluate_policy.run(project)
+    found = read_metrics()
+    assert found["champion.version"] == "1"
+    assert found["answer_tokens.champion"] <= 3 < found["answer_tokens.base"]
+    # its token ids are other words to the base model, or none at all
+    assert "log_likelihood.champion" not in found
+    assert found["fluency.in_band"] in (0, 1)
+    assert "log_likelihood.challenger" in found
 
 
 def test_missing_inputs_are_named_all_at_once_with_the_steps_that_make_them(project):

@@ -148,3 +148,17 @@ def test_every_conversation_is_kept_failed_ones_too():
     assert rows[0]["messages"][0] == {"role": "system", "content": "Refunds take five days."}
     assert rows[0]["rubric"][1]["met"] is True
     json.dumps([rows, comparison_document(evaluation)], allow_nan=False)
+
+
+def test_an_intent_in_which_every_conversation_of_the_base_failed_has_no_mean_of_it():
+    policies = three()
+    base = policies[0]
+    told = tuple(
+        conversation(*one.key, intent=one.intent, failed=one.intent == "refund", fluency=-2.0)
+        for one in base.conversations
+    )
+    policies[0] = PolicyResult("base", "the base", told, seconds=4.8)
+    config = CONFIG.model_copy(update={"max_failed_share": 0.5})
+    rows = {row["intent"]: row for row in intent_rows(summarise(policies, config))}
+    assert (rows["refund"]["base"], rows["refund"]["difference"]) == (None, 0.25)
+    assert rows["delivery"]["base"] == 0.5

@@ -13,7 +13,8 @@ class EvaluationConfig(Settings):
     """How policies are compared on the held-out scenarios.
 
     How an answer is sampled (temperature, `max_new_tokens`, system prompt) comes from the section
-    `agent`: a policy is judged as it is served.
+    `agent`; the champion is played with the settings that it was registered and is served with. So
+    every policy is judged as people meet it.
     """
 
     seeds: list[int] = Field(default=[101, 102], min_length=2)

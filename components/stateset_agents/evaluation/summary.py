@@ -287,8 +287,9 @@ def _rounded(value: Any) -> Any:
 
 def intent_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rows of the plot by intent: intent, conversations, the mean reward of base, champion and
-    challenger, and the paired `difference` of challenger and champion with `low` and `high` (None
-    with a single scenario), of the reward and of the rubric.
+    challenger (None where every conversation of it failed), and the paired `difference` of
+    challenger and champion with `low` and `high` (None with a single scenario), of the reward and
+    of the rubric.
     """
     rows = []
     for intent, measures in evaluation.versus_champion.by_intent.items():
@@ -301,7 +302,11 @@ def intent_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             for name in _NAMES
         }
         row: dict[str, Any] = {"intent": intent, "conversations": len(rewards["challenger"])}
-        row |= {name: math.fsum(found) / len(found) for name, found in rewards.items()}
+        # the base may have failed in every conversation of an intent that the others finished
+        row |= {
+            name: math.fsum(found) / len(found) if found else None
+            for name, found in rewards.items()
+        }
         row |= {"difference": measures["reward"].mean}
         row |= {"low": measures["reward"].low, "high": measures["reward"].high}
         if "rubric" in measures:
