@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 
-from stateset_agents.exceptions import RegistryError
+from stateset_agents.exceptions import CheckpointError, RegistryError
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.mlflow_run import open_client, read_link, shown, start_run
 
@@ -47,6 +48,20 @@ def test_a_run_that_raises_ends_so_and_the_error_goes_on(
     with pytest.raises(type(error)), start_run(tracking, "test") as run:
         raise error
     assert run.client.get_run(run.run_id).info.status == status
+
+
+def test_an_error_is_not_lost_where_mlflow_cannot_be_told_of_it(
+    tracking: TrackingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = Path(tracking.tracking_uri.removeprefix("sqlite:///"))
+    with (
+        pytest.raises(CheckpointError, match="no space left"),
+        start_run(tracking, "train_policy"),
+        sqlite3.connect(database) as connection,
+    ):
+        connection.execute("DROP TABLE runs")  # as a full disk would, it stops what comes after
+        raise CheckpointError("no space left")
+    assert "MLflow refuses the end of run train_policy" in caplog.text
 
 
 def test_a_run_is_continued_by_its_id_and_a_new_one_starts_where_there_is_none(

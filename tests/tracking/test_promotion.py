@@ -141,7 +141,8 @@ def test_a_challenger_that_was_compared_with_an_older_champion_is_refused(
     outcome = promote(registered, PromoteConfig(), "2", GOOD)
     assert not outcome.promoted
     assert outcome.reasons == (
-        "the evaluation compared with the base model, and the champion is 1 now: evaluate again",
+        "the evaluation compared with the base model, and the champion is 1 now: evaluate again "
+        "(dvc repro --single-item --force evaluate_policy), then retrain",
     )
 
 
@@ -208,6 +209,15 @@ def test_the_version_to_go_back_to_is_the_one_that_really_served_before(
     assert previous_champion(entries, champion) == previous
 
 
+def test_a_rollback_that_died_before_it_moved_the_alias_can_be_said_again() -> None:
+    entries = [_entry(1, None, "1"), _entry(2, "1", "2")]
+    died = HistoryEntry(3, "rollback", "2", "1", "me@here", "now", "because")
+    assert previous_champion([*entries, died], "2") == "1"
+    again = HistoryEntry(4, "rollback", "2", "1", "me@here", "now", "because")
+    assert previous_champion([*entries, died, again], "1") is None
+    assert previous_champion([*entries, died, _entry(4, "2", "3")], "3") == "2"
+
+
 def test_of_promotions_at_once_exactly_one_wins(registered: TrackingConfig) -> None:
     barrier = threading.Barrier(4)
 
@@ -250,6 +260,9 @@ def test_the_lock_of_an_mlflow_server_is_held_by_one(
     assert [entry.to_version for entry in history(served)] == ["1"]
     tags = open_client(served).get_registered_model("support-agent").tags
     assert list(tags) == ["promotion.000001"]
+    nothing = TrackingConfig(tracking_uri=mlflow_server, registered_model="nobody")
+    with pytest.raises(RegistryError, match="cannot read the promotion lock of nobody"):
+        roll_back(nothing)
 
 
 @pytest.fixture

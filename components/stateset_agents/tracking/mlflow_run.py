@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,8 @@ from stateset_agents.tracking.loggers import MlflowLogger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+_log = logging.getLogger(__name__)
 
 RUN_LINK = "mlflow_run.json"
 _MAX_PARAM_CHARACTERS = 6000
@@ -193,7 +196,10 @@ class TrackedRun:
             "url": self.url,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(link, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # renamed into place: a resumed run reads it, and half of it would stop every later start
+        unfinished = path.with_name(f".{path.name}.tmp")
+        unfinished.write_text(json.dumps(link, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
 
 def read_link(path: Path) -> str | None:
@@ -215,7 +221,8 @@ def start_run(
     """A run for the length of a `with` block.
 
     It ends FINISHED, or FAILED (KILLED after an interrupt) when the block raises; a process that is
-    killed leaves it RUNNING, and `resume_run_id` continues it if it still exists.
+    killed leaves it RUNNING, and `resume_run_id` continues it if it still exists. What the block
+    raised goes on, also where MLflow cannot be told of it.
     STATESET_PARENT_RUN_ID in the environment puts the run below another one.
 
     Args:
@@ -237,19 +244,23 @@ def start_run(
             own = {"mlflow.parentRunId": parent} if parent else {}
             run_id = client.create_run(experiment_id, run_name=name, tags=own).info.run_id
     run = TrackedRun(client, run_id, experiment_id, tracking.effective_uri)
-    status = "FAILED"
     try:
         run.set_tags(tags or {})
         if params:
             run.log_params(params)
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        try:
+            _end(run, name, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except RegistryError as another:  # a full disk or a dead server has hit both
+            _log.warning("%s", another)
         raise
-    finally:
-        with _attributed(f"the end of run {name}"):
-            client.set_terminated(run_id, status)
+    _end(run, name, "FINISHED")
+
+
+def _end(run: TrackedRun, name: str, status: str) -> None:
+    with _attributed(f"the end of run {name}"):
+        run.client.set_terminated(run.run_id, status)
 
 
 def _continued(client: MlflowClient, run_id: str | None, experiment_id: str) -> str | None:

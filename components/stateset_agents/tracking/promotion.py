@@ -136,7 +136,8 @@ def champion_gate(compared_with: str | None, champion: str | None) -> GateResult
     sentence = (
         f"the champion is still {now}, as in the evaluation"
         if same
-        else f"the evaluation compared with {then}, and the champion is {now} now: evaluate again"
+        else f"the evaluation compared with {then}, and the champion is {now} now: evaluate again "
+        "(dvc repro --single-item --force evaluate_policy), then retrain"
     )
     return GateResult("champion_unchanged", same, None, None, sentence)
 
@@ -303,10 +304,14 @@ def previous_champion(entries: list[HistoryEntry], champion: str | None) -> str 
     """The version to go back to: the one below the present champion on the stack of champions.
 
     A promotion puts a version on that stack and a rollback takes one off, so that two rollbacks in
-    a row go back two versions and do not swap the same two.
+    a row go back two versions and do not swap the same two. An entry after which the champion still
+    was the one before it tells of a move that was never made.
     """
     stack: list[str] = []
-    for entry in entries:
+    afterwards = [*(entry.from_version for entry in entries[1:]), champion]
+    for entry, really in zip(entries, afterwards, strict=False):
+        if really == entry.from_version:
+            continue
         if entry.action == "rollback":
             while stack and stack[-1] != entry.to_version:
                 stack.pop()

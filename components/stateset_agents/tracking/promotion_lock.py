@@ -44,7 +44,8 @@ def promotion_lock(
     """Hold the lock of this registered model for the length of a `with` block.
 
     Raises:
-        RegistryError: someone else holds it for longer than `seconds`.
+        RegistryError: someone else holds it for longer than `seconds`, or the server has no such
+            registered model.
     """
     uri = tracking.effective_uri
     name = tracking.registered_model
@@ -121,7 +122,15 @@ def _tag_lock(client: MlflowClient, name: str, seconds: float) -> Iterator[None]
 
 def _read_tag(client: MlflowClient, name: str) -> dict[str, str | float] | None:
     """Who holds the lock; None if nobody does, or did and let it expire."""
-    text = client.get_registered_model(name).tags.get(_TAG)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        text = client.get_registered_model(name).tags.get(_TAG)
+    except MlflowException as error:
+        raise RegistryError(
+            f"MLflow cannot read the promotion lock of {name}: {error}; "
+            "`make retrain` registers a first version"
+        ) from error
     if not text:
         return None
     holder: dict[str, str | float] = json.loads(text)
