@@ -77,6 +77,29 @@ def test_greedy_answers_are_those_of_transformers_generate(config: PreTrainedCon
     assert [list(result.token_ids) for result in results] == [*expected, expected[0]]
 
 
+def test_a_failed_answer_leaves_nothing_in_the_cache_that_the_next_one_reads() -> None:
+    # Positions from 50 on are broken: a long prompt fails, a short one in its slot must not.
+    model = model_of(GPT2)
+    with torch.no_grad():
+        model.transformer.wpe.weight[50:] = float("nan")
+    engine = TransformersEngine(model, ChatTokenizer(ByteTokenizer()))
+    long, short = (
+        GenerationRequest(tuple(b"Hello" * times), SamplingParams(3, temperature=0.0))
+        for times in (11, 7)
+    )
+
+    async def ask() -> tuple[GenerationResult, GenerationResult]:
+        before = await engine.generate(short)
+        with pytest.raises(EngineError, match="not finite"):
+            await engine.generate(long)
+        after = await engine.generate(short)
+        await engine.aclose()
+        return before, after
+
+    before, after = asyncio.run(ask())
+    assert before == after
+
+
 def test_within_its_sliding_window_a_model_has_its_context() -> None:
     model = model_of(MistralConfig(**SIZES, sliding_window=96, max_position_embeddings=512))
     assert TransformersEngine(model, ChatTokenizer(ByteTokenizer())).max_context_tokens == 96

@@ -261,6 +261,24 @@ def test_slots_grow_with_their_conversations_within_the_memory_allowed(
     assert engine.max_context_tokens == 1536
 
 
+def test_shared_prompts_stay_within_a_quarter_of_the_memory_whatever_came_before(
+    make_engine: MakeEngine, tokenizer: ChatTokenizer
+) -> None:
+    token_bytes = 2 * 2 * 16 * 2 * 4  # layers, heads, width, key and value, float32
+    engine = make_engine(cache_bytes=4096 * token_bytes)
+    long_prompt = prompt_of(tokenizer, " ".join(TEXTS * 9))[:700]
+    for prompt, groups in ((long_prompt[:40], 12), (long_prompt, 1)):
+        run(
+            engine,
+            [
+                request(prompt, group_id=f"{len(prompt)} {n % groups}", max_new_tokens=1)
+                for n in range(2 * groups)
+            ],
+        )
+        assert engine._shared.slots >= groups
+        assert engine._shared.slots * engine._shared.capacity <= 1024
+
+
 def test_an_answer_ends_at_a_stop_token_and_includes_it(
     make_engine: MakeEngine, tokenizer: ChatTokenizer
 ) -> None:
@@ -360,6 +378,29 @@ def test_a_failed_forward_pass_fails_those_who_wait_and_no_one_after(
     assert "not finite" in str(failed[0])
     engine.update_weights([(name, value)])
     assert_same(good, run(engine, asked))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"temperature": 1e-40}, "temperature is 1e-40, must be 0"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty is 1e-40"),
+    ],
+)
+def test_a_request_whose_logits_would_overflow_is_refused_and_fails_no_other(
+    make_engine: MakeEngine, tokenizer: ChatTokenizer, option: dict[str, float], message: str
+) -> None:
+    engine = make_engine()
+    prompt = prompt_of(tokenizer, TEXTS[0])
+
+    async def both() -> list[object]:
+        calls = (engine.generate(request(prompt, **some)) for some in ({}, option))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    good, refused = asyncio.run(both())
+    assert isinstance(good, GenerationResult)
+    assert isinstance(refused, EngineError)
+    assert message in str(refused)
 
 
 def test_a_caller_who_leaves_does_not_disturb_the_others(

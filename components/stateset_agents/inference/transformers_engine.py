@@ -45,6 +45,8 @@ _GROWTH_TOKENS = 64
 # question in time for the next step. Counted in turns and not in seconds: the same run batches the
 # same way again.
 _LOOP_TURNS = 8
+# Nearer to 0, logits divided by these overflow, and every request of the step would fail.
+_LEAST_TEMPERATURE, _LEAST_PENALTY = 1e-6, 1e-3
 
 
 class TransformersEngine:
@@ -195,8 +197,7 @@ class TransformersEngine:
                     linear.pack()
             self._take_in()
             self._scheduler.forget_computed()
-            self._own.resize(self._own.slots, _GROWTH_TOKENS, [])
-            self._shared.resize(1, _GROWTH_TOKENS, [])
+            self._empty_caches()
 
     async def aclose(self) -> None:
         """Fail what waits and free the memory; closing twice is fine."""
@@ -305,6 +306,8 @@ class TransformersEngine:
         with self._step_lock:
             self._take_in()
             jobs = self._scheduler.clear()
+            # A NaN that the failed step left in a slot would reach whoever gets it next.
+            self._empty_caches()
         for job in jobs:
             if not job.future.done():
                 failure = EngineError(f"Generation failed: {type(error).__name__}: {error}")
@@ -319,6 +322,10 @@ class TransformersEngine:
                 job.future.cancel()
 
     # The worker's side
+
+    def _empty_caches(self) -> None:
+        self._own.resize(self._own.slots, _GROWTH_TOKENS, [])
+        self._shared.resize(1, _GROWTH_TOKENS, [])
 
     def _take_in(self) -> None:
         while self._inbox:
@@ -375,11 +382,8 @@ class TransformersEngine:
             self._own.resize(self._own.slots, needed, self._scheduler.own_layout())
         slots, longest = self._scheduler.shared_size()
         if slots > self._shared.slots or longest > self._shared.capacity:
-            self._shared.resize(
-                max(slots, self._shared.slots),
-                max(longest, self._shared.capacity),
-                self._scheduler.shared_layout(),
-            )
+            # Not the larger of now and before in each direction: that could exceed `cache_bytes`.
+            self._shared.resize(slots, longest, self._scheduler.shared_layout())
 
     def _forward(self, pieces: list[Piece], plan: AttentionPlan) -> Tensor:
         """Logits `(B, V)` after the last token of each piece that samples."""
@@ -430,12 +434,18 @@ def _problems_of(params: SamplingParams) -> list[str]:
     problems = []
     if params.max_new_tokens < 1:
         problems.append(f"max_new_tokens is {params.max_new_tokens}, must be at least 1")
-    if not params.temperature >= 0:
-        problems.append(f"temperature is {params.temperature}, must be 0 or more")
+    if params.temperature != 0 and not params.temperature >= _LEAST_TEMPERATURE:
+        problems.append(
+            f"temperature is {params.temperature}, must be 0 (greedy) or at least "
+            f"{_LEAST_TEMPERATURE}"
+        )
     if not 0 < params.top_p <= 1:
         problems.append(f"top_p is {params.top_p}, must be above 0 and at most 1")
     if params.top_k < 0:
         problems.append(f"top_k is {params.top_k}, must be 0 (off) or more")
-    if not params.repetition_penalty > 0:
-        problems.append(f"repetition_penalty is {params.repetition_penalty}, must be above 0")
+    if not _LEAST_PENALTY <= params.repetition_penalty <= 1 / _LEAST_PENALTY:
+        problems.append(
+            f"repetition_penalty is {params.repetition_penalty}, must be from {_LEAST_PENALTY} to "
+            f"{1 / _LEAST_PENALTY:g}"
+        )
     return problems
