@@ -1,15 +1,13 @@
 #!/usr/bin/env bash
-# Start a Prefect worker in a checkout: point DVC at the remote, make the pool, deploy, then work.
+# Start a Prefect worker in a checkout: point DVC at the remote, make the pool, deploy, have the
+# server watch the runs' heartbeats, then work. Start it from the project's root.
 set -euo pipefail
 : "${PREFECT_API_URL:?set PREFECT_API_URL to the Prefect server, such as http://prefect:4200/api}"
 pool="${STATESET_WORK_POOL:-retraining}"
 export PREFECT_DEFAULT_WORK_POOL_NAME="$pool"
 
 if [ -n "${STATESET_DVC_REMOTE:-}" ]; then
-  dvc remote add --force --local --default storage "$STATESET_DVC_REMOTE"
-  if [ -n "${AWS_ENDPOINT_URL:-}" ]; then
-    dvc remote modify --local storage endpointurl "$AWS_ENDPOINT_URL"
-  fi
+  "$(dirname "$0")/set_dvc_remote.sh"
 fi
 
 # The server may still be starting: ask for up to a minute before giving up.
@@ -24,4 +22,5 @@ for attempt in $(seq 1 30); do
 done
 
 prefect --no-prompt deploy --all
+python -m flows.automations
 exec prefect worker start --pool "$pool" --limit 1
