@@ -24,6 +24,7 @@ ARG GIT_REVISION="unknown"
 ENV STATESET_GIT_REVISION=${GIT_REVISION} \
     DVC_NO_ANALYTICS=1 \
     PYTHONUNBUFFERED=1
-RUN dvc config --local core.no_scm true
+# The folders are made here because a volume takes the owner of the folder that it covers.
+RUN dvc config --local core.no_scm true && mkdir -p .stateset .dvc/cache
 
 CMD ["infra/start_worker.sh"]
