@@ -15,10 +15,12 @@ from stateset_agents.inference.engine import FinishReason
 from stateset_agents.rollout.rows import Row, trajectory_rows
 
 
-def sample(prompt: tuple[int, ...], answer: tuple[int, ...], mark: float = -1.0) -> TokenSample:
+def sample(
+    prompt: tuple[int, ...], answer: tuple[int, ...], mark: float = -1.0, turn: int = 0
+) -> TokenSample:
     """Log-probs count down from `mark`, so that a misplaced one is seen."""
     logprobs = tuple(mark - position for position in range(len(answer)))
-    return TokenSample(prompt, answer, logprobs, FinishReason.STOP)
+    return TokenSample(prompt, answer, logprobs, FinishReason.STOP, turn)
 
 
 def trajectory(*samples: TokenSample) -> MultiTurnTrajectory:
@@ -104,16 +106,16 @@ def test_of_two_rows_that_fit_the_longer_is_extended() -> None:
 
 
 def test_tokens_know_the_turn_that_they_were_sampled_for() -> None:
-    # the first turn took two calls of the model: a turn holds the last sample drawn for it
-    drafted, said, second = sample((1,), (2,)), sample((1,), (3,)), sample((1, 3, 4), (5,))
-    talk = trajectory(drafted, said, second)
+    drafted, said, second = sample((1,), (2,)), sample((1,), (3,)), sample((1, 3, 4), (5,), turn=1)
+    unspoken = sample((1, 3, 4, 5, 6), (7,), turn=2)
+    talk = trajectory(drafted, said, second, unspoken)
     talk.turns = [
         ConversationTurn("assistant", "first", sample=said),
         ConversationTurn("user", "and?"),
         ConversationTurn("assistant", "second", sample=second),
     ]
     rows = trajectory_rows(talk)
-    assert [row.turn_index for row in rows] == [(-1, 0), (-1, 0, -1, 1)]
+    assert [row.turn_index for row in rows] == [(-1, 0), (-1, 0, -1, 1, -1, 1)]
 
 
 def test_a_failed_trajectory_has_no_rows() -> None:

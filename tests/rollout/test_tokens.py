@@ -168,3 +168,21 @@ async def test_two_calls_at_once_in_one_turn_keep_their_own_tokens(agent: MultiT
             len(sample.token_ids) for sample in trajectory.samples
         )
     assert sampled(await roll(twice, SCENARIOS[:2])) == sampled(first)
+
+
+async def test_samples_know_their_turn_also_where_turns_drew_several_or_none(
+    agent: MultiTurnAgent,
+) -> None:
+    class FirstByHeartThenBestOfTwo(MultiTurnAgent):
+        async def generate_response(self, messages):  # type: ignore[no-untyped-def]
+            if messages[-1]["content"].startswith("Hello"):
+                return "Hello. May I have your order number?"
+            one = await super().generate_response(messages)
+            await super().generate_response(messages)
+            return one
+
+    mixed = FirstByHeartThenBestOfTwo(agent.config, engine=agent.engine)
+    for trajectory in (await roll(mixed, SCENARIOS[:1])).values():
+        assert [turn.sample is None for turn in trajectory.assistant_turns] == [True, False, False]
+        assert [sample.turn for sample in trajectory.samples] == [1, 1, 2, 2]
+        assert {max(row.turn_index) for row in trajectory_rows(trajectory)} == {1, 2}

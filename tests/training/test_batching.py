@@ -20,8 +20,8 @@ from stateset_agents.training.config import TrainingConfig
 from tests.training.made import make_advantages, make_rows, to_batch
 
 
-def sample(prompt: range, ids: range) -> TokenSample:
-    return TokenSample(tuple(prompt), tuple(ids), (-1.0,) * len(ids), FinishReason.STOP)
+def sample(prompt: range, ids: range, turn: int = 0) -> TokenSample:
+    return TokenSample(tuple(prompt), tuple(ids), (-1.0,) * len(ids), FinishReason.STOP, turn)
 
 
 def conversation(*samples: tuple[range, range], reward: float = 0.0) -> MultiTurnTrajectory:
@@ -109,7 +109,7 @@ def test_tokens_of_a_split_conversation_weigh_as_if_it_were_one_row(
 
 
 def test_with_credit_by_turn_a_token_has_its_own_turns_advantage() -> None:
-    first, second = sample(range(3), range(3, 5)), sample(range(7), range(7, 8))
+    first, second = sample(range(3), range(3, 5)), sample(range(7), range(7, 8), turn=1)
     talk = MultiTurnTrajectory(
         trajectory_id="t",
         turns=[

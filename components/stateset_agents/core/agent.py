@@ -152,7 +152,7 @@ class MultiTurnAgent(Agent):
         return await self._generate_recorded(history, recorder)
 
     async def _generate_recorded(self, history: list[Message], recorder: EpisodeRecorder) -> str:
-        call = recorder.begin_call()
+        call, turn = recorder.begin_call(), recorder.turn
         prompt = recorder.continued_prompt(history, self.tokenizer)
         if prompt is None:
             prompt = tuple(self.tokenizer.render(history))
@@ -164,7 +164,7 @@ class MultiTurnAgent(Agent):
         )
         result = await self.engine.generate(request)
         text = self.tokenizer.decode(result.token_ids)
-        sample = TokenSample(prompt, result.token_ids, result.logprobs, result.finish_reason)
+        sample = TokenSample(prompt, result.token_ids, result.logprobs, result.finish_reason, turn)
         recorder.end_call(call, RecordedSample(tuple(history), text, sample))
         return text
 

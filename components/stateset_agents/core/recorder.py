@@ -36,12 +36,16 @@ class EpisodeRecorder:
         conversation_id: names the engine's KV cache for this episode.
         group_id: names the group whose first prompt the engine computes once.
         seed: the episode's; each call gets its own, derived from it and the call's number.
+
+    Attributes:
+        turn: the assistant turn that is being answered, from 0; whoever plays the episode sets it.
     """
 
     def __init__(self, conversation_id: str, seed: int, group_id: str | None = None) -> None:
         self.conversation_id = conversation_id
         self.group_id = group_id
         self.seed = seed
+        self.turn = 0
         self._num_calls = 0
         self._recorded: dict[int, RecordedSample] = {}
 

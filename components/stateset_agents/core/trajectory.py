@@ -34,12 +34,14 @@ class TokenSample:
         token_ids: `(T,)`, sampled; the stop token is included if it was sampled.
         logprobs: `(T,)`, at sampling temperature, natural logarithm.
         finish_reason: why sampling ended.
+        turn: which assistant turn of the episode it was drawn for, counted from 0.
     """
 
     prompt_token_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    turn: int = 0
 
 
 @dataclass(slots=True)

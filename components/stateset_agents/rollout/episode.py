@@ -88,7 +88,7 @@ async def _converse(
     turns.extend(to_turn(entry, role="user") for entry in state.conversation_history)
     num_answers = 0
     while True:
-        num_samples = len(recorder.samples)
+        num_samples, recorder.turn = len(recorder.samples), num_answers
         try:
             answer = await agent.generate_response(to_messages(state.conversation_history))
         except ContextLengthError:

@@ -43,11 +43,14 @@ class _OpenRow:
     def is_extended_by(self, prompt: tuple[int, ...]) -> bool:
         return list(prompt[: len(self.token_ids)]) == self.token_ids
 
-    def extend(self, sample: TokenSample, turn: int) -> None:
+    def extend(self, sample: TokenSample, last_turn: int) -> None:
         new_context = sample.prompt_token_ids[len(self.token_ids) :]
         self.token_ids += [*new_context, *sample.token_ids]
         self.loss_mask += [False] * len(new_context) + [True] * len(sample.token_ids)
         self.sampling_logprobs += [0.0] * len(new_context) + list(sample.logprobs)
+        # What was drawn for a turn that never was spoken (the context was full) led to nothing
+        # but the turn before it.
+        turn = min(sample.turn, last_turn)
         self.turn_index += [-1] * len(new_context) + [turn] * len(sample.token_ids)
 
 
@@ -62,14 +65,15 @@ def trajectory_rows(trajectory: MultiTurnTrajectory) -> list[Row]:
     if trajectory.failed:
         return []
     rows: list[_OpenRow] = []
-    for sample, turn in zip(trajectory.samples, _turns_of_samples(trajectory), strict=True):
+    last_turn = max(0, len(trajectory.assistant_turns) - 1)
+    for sample in trajectory.samples:
         extended = [row for row in rows if row.is_extended_by(sample.prompt_token_ids)]
         if extended:
             row = max(extended, key=lambda candidate: len(candidate.token_ids))
         else:
             row = _OpenRow()
             rows.append(row)
-        row.extend(sample, turn)
+        row.extend(sample, last_turn)
     return [
         Row(
             tuple(row.token_ids),
@@ -79,14 +83,3 @@ def trajectory_rows(trajectory: MultiTurnTrajectory) -> list[Row]:
         )
         for row in rows
     ]
-
-
-def _turns_of_samples(trajectory: MultiTurnTrajectory) -> list[int]:
-    """The assistant turn of each sample: a turn holds the last sample that was drawn for it."""
-    turns = trajectory.assistant_turns
-    turn, result = 0, []
-    for sample in trajectory.samples:
-        result.append(min(turn, max(len(turns) - 1, 0)))
-        if turn < len(turns) and turns[turn].sample is sample:
-            turn += 1
-    return result
