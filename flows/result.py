@@ -20,15 +20,24 @@ COMPARED = ("reward", "rubric")  # the whole, and the part that was not learned
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure on the held-out scenarios. `low` and `high` bound `difference`."""
+    """One measure on the held-out scenarios. `low` and `high` bound `difference`; None where a
+    single scenario (or intent) gives no interval.
+    """
 
     measure: str
     before_is: str
     before: float
     after: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def interval(self) -> str:
+        """The bounds for a person."""
+        if self.low is None or self.high is None:
+            return "no interval"
+        return f"{self.low:+.3f} to {self.high:+.3f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +54,16 @@ class Result:
 
 
 def read_result(root: Path, outcomes: Sequence[StepOutcome], prefect_page: str | None) -> Result:
-    """Collect what the steps wrote."""
-    metrics = _read(root / paths.EVALUATION_REPORT / "metrics.json")
-    registration = _read(root / paths.REGISTRATION)
-    promotion = _read(root / paths.PROMOTION)
+    """Collect what the steps in `outcomes` wrote; the files of a later step are of another run."""
+    reached = {outcome.step for outcome in outcomes}
+    metrics, registration, promotion = (
+        _read(root / path) if step in reached else {}
+        for step, path in (
+            ("evaluate_policy", paths.EVALUATION_REPORT / "metrics.json"),
+            ("register_model", paths.REGISTRATION),
+            ("promote_model", paths.PROMOTION),
+        )
+    )
     return Result(
         outcomes=tuple(outcomes),
         comparisons=_compare(metrics),
@@ -77,7 +92,6 @@ def _compare(metrics: dict[str, Any]) -> tuple[Comparison, ...]:
     for other, name in [*others, ("base", "base model")]:
         for measure in COMPARED:
             if f"{measure}.challenger" in metrics:
-                interval = [metrics[f"{measure}.vs_{other}.{end}"] for end in ("low", "high")]
                 rows.append(
                     Comparison(
                         measure,
@@ -85,13 +99,17 @@ def _compare(metrics: dict[str, Any]) -> tuple[Comparison, ...]:
                         metrics[f"{measure}.{other}"],
                         metrics[f"{measure}.challenger"],
                         metrics[f"{measure}.vs_{other}.mean"],
-                        *interval,
+                        metrics.get(f"{measure}.vs_{other}.low"),
+                        metrics.get(f"{measure}.vs_{other}.high"),
                     )
                 )
     return tuple(rows)
 
 
 def _mlflow_page(registration: dict[str, Any]) -> str | None:
+    if registration.get("run_url"):
+        return str(registration["run_url"])
+    # a database has no pages; `make ui` opens some here
     run, experiment = registration.get("run_id"), registration.get("experiment_id")
     if run is None or experiment is None:
         return None
@@ -106,7 +124,7 @@ def as_text(result: Result) -> str:
         lines += [
             f"  {row.measure:<8} {'vs ' + row.before_is:<21}"[:33].ljust(24)
             + f"{row.before:>8.3f}{row.after:>8.3f}  "
-            f"{row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})"
+            f"{row.difference:+.3f} ({row.interval})"
             for row in result.comparisons
         ]
     lines += ["", *_verdict(result), "", *_places(result)]
@@ -149,7 +167,7 @@ def as_markdown(result: Result) -> str:
         ]
         lines += [
             f"| {row.measure} | {row.before_is} | {row.before:.3f} | {row.after:.3f} "
-            f"| {row.difference:+.3f} | {row.low:+.3f} to {row.high:+.3f} |"
+            f"| {row.difference:+.3f} | {row.interval} |"
             for row in result.comparisons
         ]
     lines += ["", *_verdict(result)]

@@ -6,6 +6,7 @@ name: such a page is not started a second time, only its address is shown).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,8 +37,8 @@ def main() -> int:
             _wait_until_it_answers(name, address, processes)
             print(f"{name + ':':<9}{address}", flush=True)
         if processes:
-            print("Ctrl-C ends both", flush=True)
-            return _wait(processes)
+            print("Ctrl-C ends what was started", flush=True)
+            _wait(processes)
     except StateSetError as error:
         entry.print_error(error)
         return 1
@@ -45,7 +46,8 @@ def main() -> int:
         print()
     finally:
         for process in processes:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, signal.SIGTERM)
         for process in processes:
             process.wait()
     return 0
@@ -120,10 +122,10 @@ def _wait_until_it_answers(
     raise PipelineError(f"{name}'s page at {address} does not answer; see {_log(name)}")
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: list[subprocess.Popen[bytes]]) -> None:
     while all(process.poll() is None for process in processes):
         time.sleep(0.5)
-    return 1
+    raise PipelineError(f"a page has ended by itself; {paths.STATE}/*_page.log says why")
 
 
 if __name__ == "__main__":

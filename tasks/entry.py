@@ -7,6 +7,7 @@ exit code, and the end of a step whose DVC died. What a step does is in its own 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -33,11 +34,13 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ash", "ksh")
 
 
 def main(run: Callable[[RunConfig], None]) -> None:
-    """Run one step in this process and exit: 0, or 1 after the message of a `StateSetError`.
+    """Run one step in this process and exit: 0, or 1 after the message of a `StateSetError` or of a
+    disk that is full.
 
     Any other exception keeps its traceback, because it is a defect and not a wrong input.
     """
@@ -64,9 +67,18 @@ def _run_recorded(run: Callable[[RunConfig], None], params: Path) -> int:
     except KeyboardInterrupt:
         code, message = 130, "interrupted; start again to go on from where it was"
         print_error(message)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        message = f"{error}; make room and start again: what was there before is as it was"
+        print_error(message)
     finally:
         seconds = time.time() - started
-        history.append(Path(), history.StepRecord(step, started, seconds, code, message))
+        record = history.StepRecord(step, started, seconds, code, message)
+        try:
+            history.append(Path(), record)
+        except OSError as error:  # the step's own end is what counts, and it is told already
+            print_error(f"{paths.STEP_HISTORY} cannot be written: {error}")
     return code
 
 

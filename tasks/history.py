@@ -7,6 +7,7 @@ knows nothing of why a step failed; this does.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,19 +34,32 @@ class StepRecord:
 
 
 def append(root: Path, record: StepRecord) -> None:
-    """Write one line, in one piece."""
+    """Write one line, in one piece.
+
+    Raises:
+        OSError: it cannot be written, for want of space for instance.
+    """
     path = root / paths.STEP_HISTORY
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    line = json.dumps(asdict(record)) + "\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut short: this record has a line of its own all the same
+                line = f"\n{line}"
+        file.write(line.encode())
 
 
 def read(root: Path) -> list[StepRecord]:
-    """All records, oldest first; none when no step ever ran here."""
+    """All records, oldest first; none when no step ever ran here.
+
+    A line that a full disk cut short is no record.
+    """
     path = root / paths.STEP_HISTORY
     if not path.is_file():
         return []
-    return [StepRecord(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+    lines = path.read_text("utf-8").splitlines()
+    return [StepRecord(**json.loads(line)) for line in lines if line.endswith("}")]
 
 
 def last(root: Path, step: str, *, since: float) -> StepRecord | None:

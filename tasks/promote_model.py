@@ -13,9 +13,10 @@ from dataclasses import asdict
 
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.lineage import fingerprint
 from stateset_agents.tracking.promotion import promote
 from tasks import entry, paths
-from tasks.register_model import read_figures, write_result
+from tasks.register_model import FIGURES, read_figures, write_result
 
 
 def run(config: RunConfig) -> None:
@@ -28,7 +29,13 @@ def run(config: RunConfig) -> None:
             f"{paths.REGISTRATION} is about {registration['model_name']!r}, and params.yaml names "
             f"{config.tracking.registered_model!r} (tracking.registered_model): register again"
         )
-    outcome = promote(config.tracking, config.promote, registration["version"], read_figures())
+    figures = read_figures()
+    if registration["evaluation_sha256"] != fingerprint(FIGURES):
+        raise PipelineError(
+            f"{FIGURES} is not the evaluation of version {registration['version']}, which "
+            f"{paths.REGISTRATION} names: another policy was evaluated since, register it first"
+        )
+    outcome = promote(config.tracking, config.promote, registration["version"], figures)
     write_result(paths.PROMOTION, asdict(outcome))
     verb = "promoted" if outcome.promoted else "not promoted"
     sys.stdout.write(f"version {outcome.version} {verb}\n")

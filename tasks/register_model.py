@@ -1,8 +1,8 @@
 """Step 6: register the trained policy as a new version, with where it came from and how it did.
 
 Reads data/policy, data/base_model (an adapter is merged with it) and the evaluation's metrics;
-writes data/registration.json: {model_name, version, run_id, experiment_id, model_uri,
-weights_sha256}.
+writes data/registration.json: {model_name, version, run_id, experiment_id, run_url, model_uri,
+weights_sha256, evaluation_sha256}.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
-from stateset_agents.tracking.lineage import collect_lineage
+from stateset_agents.tracking.lineage import collect_lineage, fingerprint
 from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, start_run
 from stateset_agents.tracking.registry import register_version
 from tasks import entry, paths
+
+FIGURES = paths.EVALUATION_REPORT / "metrics.json"
 
 _SOURCES = {
     "scenarios": paths.SCENARIOS,
@@ -63,8 +65,10 @@ def run(config: RunConfig) -> None:
         "version": version.version,
         "run_id": version.run_id,
         "experiment_id": tracked.experiment_id,
+        "run_url": tracked.url,
         "model_uri": version.uri,
         "weights_sha256": version.tags["weights.sha256"],
+        "evaluation_sha256": fingerprint(FIGURES),
     }
     write_result(paths.REGISTRATION, registration)
 
@@ -83,10 +87,9 @@ def read_figures() -> dict[str, Any]:
     Raises:
         PipelineError: the evaluation has not run.
     """
-    path = paths.EVALUATION_REPORT / "metrics.json"
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing: run the step evaluate_policy first")
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not FIGURES.is_file():
+        raise PipelineError(f"{FIGURES} is missing: run the step evaluate_policy first")
+    figures: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
     return figures
 
 

@@ -160,6 +160,8 @@ def _is_running(process: int) -> bool:
     [
         ("from stateset_agents.exceptions import DataError; raise DataError('row 3: bad')",
          "step validate_scenarios: row 3: bad", True),
+        ("raise OSError(28, 'No space left on device', 'data/policy')",
+         "No space left on device: 'data/policy'; make room and start again", True),
         ("raise KeyError('x')", "step validate_scenarios: it crashed with exit code 1", False),
         ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL (out of memory, perhaps)", False),
     ],
@@ -193,6 +195,16 @@ def test_a_record_of_a_step_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert history.read(tmp_path) == [record]
     assert history.last(tmp_path, "train_policy", since=10.0) == record
     assert history.last(tmp_path, "train_policy", since=10.1) is None
+
+
+def test_a_record_that_a_full_disk_cut_short_stops_no_later_start(tmp_path: Path) -> None:
+    record = history.StepRecord("train_policy", 10.0, 2.5, 0)
+    history.append(tmp_path, record)
+    path = tmp_path / ".stateset/steps.jsonl"
+    path.write_text(path.read_text() + '{"step": "evalu')
+    assert history.read(tmp_path) == [record]
+    history.append(tmp_path, record)
+    assert history.read(tmp_path) == [record, record]
 
 
 def test_quieten_leaves_what_a_person_has_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from stateset_agents.exceptions import ServingError
 from stateset_agents.inference.loading import load_tokenizer
 from stateset_agents.serving import serve
 from stateset_agents.serving.config import ServeConfig
-from stateset_agents.serving.server import bind
+from stateset_agents.serving.server import bind, listen
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.mlflow_run import start_run
 from stateset_agents.tracking.registry import register_version
@@ -268,6 +268,15 @@ def test_a_port_in_use_is_an_error_before_a_model_is_loaded(tmp_path: Path) -> N
         port = other.getsockname()[1]
         with pytest.raises(ServingError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             serve(ServeConfig(port=port), TrackingConfig(), folder=tmp_path / "no_such_folder")
+
+
+def test_of_two_servers_that_start_at_once_the_second_is_told_that_the_port_is_in_use() -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with contextlib.closing(bind("127.0.0.1", port)) as second:  # while neither listens
+            listen(first)
+            with pytest.raises(ServingError, match=rf"127\.0\.0\.1:{port}: Address already in"):
+                listen(second)
 
 
 def test_a_registry_without_a_champion_says_what_to_do(tmp_path: Path) -> None:

@@ -54,13 +54,14 @@ def test_an_error_is_not_lost_where_mlflow_cannot_be_told_of_it(
     tracking: TrackingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = Path(tracking.tracking_uri.removeprefix("sqlite:///"))
-    with (
-        pytest.raises(CheckpointError, match="no space left"),
-        start_run(tracking, "train_policy"),
-        sqlite3.connect(database) as connection,
-    ):
-        connection.execute("DROP TABLE runs")  # as a full disk would, it stops what comes after
-        raise CheckpointError("no space left")
+
+    def fill_the_disk() -> None:
+        with start_run(tracking, "train_policy"), sqlite3.connect(database) as connection:
+            connection.execute("DROP TABLE runs")  # what comes after fails, as on a full disk
+            raise CheckpointError("no space left")
+
+    with pytest.raises(CheckpointError, match="no space left"):
+        fill_the_disk()
     assert "MLflow refuses the end of run train_policy" in caplog.text
 
 

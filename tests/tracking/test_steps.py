@@ -72,6 +72,14 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     assert champion_version(project.tracking) == "1"
     assert "version 1 promoted" in capsys.readouterr().out
 
+    # figures that came after the registration are another policy's
+    figures = paths.EVALUATION_REPORT / "metrics.json"
+    as_they_were = figures.read_text()
+    figures.write_text(json.dumps({**GOOD, "reward.challenger": 0.8}))
+    with pytest.raises(PipelineError, match="is not the evaluation of version 1, which"):
+        promote_model.run(project)
+    figures.write_text(as_they_were)
+
     # the same figures again: they were measured against the base model, not against version 1
     register_model.run(project)
     promote_model.run(project)

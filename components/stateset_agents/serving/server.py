@@ -22,6 +22,8 @@ from stateset_agents.tracking.config import TrackingConfig
 
 logger = logging.getLogger(__name__)
 
+_BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
+
 
 def serve(
     config: ServeConfig,
@@ -73,11 +75,29 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ServingError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses this port, "
-            "or choose another: --port (0 = a free one)"
-        ) from error
+        raise _refused(host, port, error) from error
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Take connections from now on.
+
+    Raises:
+        ServingError: another process bound the same address, and has begun to listen since: the
+            system notices only now.
+    """
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _refused(host, port, error) from error
+
+
+def _refused(host: str, port: int, error: OSError) -> ServingError:
+    return ServingError(
+        f"cannot listen on {host}:{port}: {error.strerror or error}; stop what uses this port, "
+        "or choose another: --port (0 = a free one)"
+    )
 
 
 async def _run(
@@ -111,6 +131,7 @@ async def _run(
     model = await load_served_model(
         tracking, folder=folder, base_model=base_model, generation=generation
     )
+    listen(listener)
     app = create_app(model, config, api_key)
     settings = uvicorn.Config(
         app,
