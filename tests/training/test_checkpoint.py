@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_checkpoint_of_another_run_is_refused_by_name_of_what_differs(tmp_path
 
     with pytest.raises(CheckpointError, match=r"step_1 belongs to another run: scenarios differ"):
         load_checkpoint(tmp_path, {**FINGERPRINT, "scenarios": "other"})
+
+
+def test_checkpoints_that_another_run_left_cost_this_one_none_of_its_own(tmp_path: Path) -> None:
+    for step in (30, 40):
+        save_checkpoint(tmp_path, checkpoint_of(step), keep=2)
+    other = {**FINGERPRINT, "scenarios": "other"}
+    for step in (10, 20, 35):
+        path = save_checkpoint(tmp_path, replace(checkpoint_of(step), fingerprint=other), keep=2)
+        assert load_checkpoint(tmp_path, other).step == step
+        assert path.is_dir()
+
+    assert load_checkpoint(tmp_path, FINGERPRINT).step == 40
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `folder/step_<n>`, on the disk for good before it gets its name; drop all but the
-    newest `keep`.
+    """Write `folder/step_<n>`, on the disk for good before it gets its name; of those up to step n
+    drop all but the newest `keep`. Later ones are another run's, and not this one's to drop.
 
     Raises:
         CheckpointError: it could not be written, for want of space or otherwise. Nothing of it is
@@ -79,7 +79,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"not be written ({error}); {_free(folder)} bytes are free. Earlier checkpoints are "
             "whole: make room and start again, and training goes on from the last one"
         ) from error
-    for old in _checkpoints(folder)[:-keep]:
+    finished = _checkpoints(folder)
+    for old in finished[: finished.index(target) + 1][:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -91,12 +92,12 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path, fingerprint: Mapping[str, str]) -> Checkpoint:
-    """Read a checkpoint (a `step_<n>` folder, or the newest one in a folder of them).
+    """Read a checkpoint (a `step_<n>` folder, or this run's newest one in a folder of them).
 
     Raises:
         CheckpointError: there is none, it cannot be read, or its fingerprint is another run's.
     """
-    chosen = path if (path / "state.json").is_file() else latest_checkpoint(path)
+    chosen = path if (path / "state.json").is_file() else _newest_of_run(path, fingerprint)
     if chosen is None:
         raise CheckpointError(
             f"{path} holds no checkpoint: name a folder step_<n> with a state.json, or the folder "
@@ -132,11 +133,8 @@ def differing_parts(saved: Mapping[str, str], current: Mapping[str, str]) -> lis
 
 def matches(path: Path, fingerprint: Mapping[str, str]) -> bool:
     """True when the checkpoint at `path` can be read and belongs to the run of `fingerprint`."""
-    try:
-        state = json.loads((path / "state.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return not differing_parts(state.get("fingerprint", {}), fingerprint)
+    saved = _fingerprint_of(path)
+    return saved is not None and not differing_parts(saved, fingerprint)
 
 
 def digest(value: Any) -> str:
@@ -226,6 +224,26 @@ def _checkpoints(folder: Path) -> list[Path]:
         if path.name.removeprefix(_PREFIX).isdecimal() and (path / "state.json").is_file()
     ]
     return [path for _, path in sorted(numbered)]
+
+
+def _newest_of_run(folder: Path, fingerprint: Mapping[str, str]) -> Path | None:
+    """The newest that is not known to be another run's; failing that the newest, to be named."""
+    found = _checkpoints(folder)
+    own = []
+    for path in found:
+        saved = _fingerprint_of(path)
+        if saved is None or not differing_parts(saved, fingerprint):
+            own.append(path)
+    return next(reversed(own or found), None)
+
+
+def _fingerprint_of(path: Path) -> dict[str, str] | None:
+    """None where it cannot be read."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+        return dict(state.get("fingerprint", {}))
+    except (OSError, ValueError):
+        return None
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -158,10 +158,10 @@ class Trainer:
 
         Args:
             callbacks: called between steps, see `callbacks.py`.
-            resume_from: a checkpoint, or a folder whose newest one is taken. What follows is, bit
-                for bit on the same machine, what would have followed it without the interruption,
-                as far as environment and rewards draw random numbers from the global generators or
-                from their arguments.
+            resume_from: a checkpoint, or a folder whose newest one of this run is taken. What
+                follows is, bit for bit on the same machine, what would have followed it without the
+                interruption, as far as environment and rewards draw random numbers from the global
+                generators or from their arguments.
 
         Raises:
             CheckpointError: `resume_from` holds no checkpoint of this run.
