@@ -177,6 +177,7 @@ def measured_kl(learner: Learner, batch: TrainingBatch, logprobs: torch.Tensor) 
     """Mean KL (k3) per sampled token on `kl_sample_rows` rows spread over the batch; `logprobs` is
     `StepResult.logprobs`.
     """
+    batch = batch.to(learner.policy.device)
     count = min(learner.config.kl_sample_rows, len(batch.row_lengths))
     rows = torch.linspace(0, len(batch.row_lengths) - 1, count).round().to(torch.int64)
     sample = replace(batch.select(rows), shared_prefix_lengths=torch.zeros(count, dtype=torch.long))
