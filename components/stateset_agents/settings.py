@@ -57,9 +57,12 @@ class Settings(BaseModel, metaclass=_SettingsMeta):
     )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        before = dict(self.__dict__)
         try:
             super().__setattr__(name, value)
         except ValidationError as error:
+            # A check of several fields together runs when the value is in place already.
+            self.__dict__.update(before)
             problems = [str(p) for p in find_problems(error, type(self))]
             raise ConfigurationError(problems) from error
 

@@ -29,6 +29,16 @@ def test_settings_that_contradict_each_other_are_reported_together() -> None:
     assert "num_episodes=2" in str(caught.value)
 
 
+def test_an_assignment_that_is_refused_changes_nothing() -> None:
+    config = TrainingConfig()
+
+    for name, value in (("lora_dropout", 0.5), ("num_generations", 1)):
+        with pytest.raises(ConfigurationError, match=name):
+            setattr(config, name, value)
+
+    assert config == TrainingConfig()
+
+
 @pytest.mark.parametrize("name", ["beta", "kl_penalty", "kl_coefficient"])
 def test_the_kl_weight_has_three_names(name: str) -> None:
     config = TrainingConfig(**{name: 0.25})
