@@ -43,5 +43,5 @@ serve: setup ## answer OpenAI chat requests with the promoted model
 ui: setup ## open the MLflow and Prefect pages
 	@$(BIN)/python -m flows.ui
 
-clean: ## remove what the line made (the set-up and DVC's cache stay)
+clean: ## remove caches, logs and unfinished runs (data, models, the registry and .venv stay)
 	rm -rf .stateset .prefect .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -86,7 +86,12 @@ def run(config: RunConfig) -> None:
         config.evaluate.scenarios_per_intent,
     )
     reward_function = build_reward(config.rewards, paths.REWARD_MODEL if learned else None)
-    lineage = {"base_model": paths.BASE_MODEL, "heldout": HELDOUT, "policy": paths.POLICY}
+    lineage = {
+        "base_model": paths.BASE_MODEL,
+        "heldout": HELDOUT,
+        "policy": paths.POLICY,
+        "reward_model": paths.REWARD_MODEL,
+    }
     settings = {
         name: getattr(config, name).model_dump() for name in ("agent", "evaluate", "rewards")
     }

@@ -214,3 +214,25 @@ def test_the_command_writes_what_our_readers_read(
     assert main(["sharegpt", str(chats) + "x", str(tmp_path / "no.jsonl")]) == 1
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "no.jsonl").exists()
+
+
+def test_rows_of_an_array_without_ids_get_one_each(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "Where is it?"}]}
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([row, row]))
+    assert [one.id for one in importers.import_openai_chat(path)] == ["chats_00000", "chats_00001"]
+
+
+def test_what_is_wrong_with_an_answer_is_told_with_its_file_and_line(tmp_path: Path) -> None:
+    good = {"prompt": "Hello?", "chosen": "Hello.", "rejected": "No."}
+    wrong = [
+        {**good, "rejected": [{"role": "narrator", "content": "x"}]},
+        {**good, "chosen": ["Hello."]},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    with pytest.raises(DataError) as caught:
+        importers.import_trl_preferences(path)
+    first, second = caught.value.problems
+    assert first.startswith(f"{path}:1: key rejected[0]: role 'narrator' is not known; allowed are")
+    assert second == f'{path}:2: key chosen: found ["Hello."]; allowed is a list of messages'

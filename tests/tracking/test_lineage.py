@@ -37,8 +37,9 @@ def _git(root: Path, *arguments: str) -> str:
 
 def test_a_run_says_which_code_and_which_data(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("1")
+    (tmp_path / "dvc.lock").write_text("stages: {}\n")
     _git(tmp_path, "init", "-q")
-    _git(tmp_path, "add", "data")
+    _git(tmp_path, "add", "data", "dvc.lock")
     _git(tmp_path, "commit", "-q", "-m", "first")
     tags = collect_lineage({"scenarios": Path("data"), "absent": Path("no")}, root=tmp_path)
     assert tags == {
@@ -46,6 +47,8 @@ def test_a_run_says_which_code_and_which_data(tmp_path: Path) -> None:
         "git.dirty": "false",
         "data.scenarios.sha256": hashlib.sha256(b"1").hexdigest(),
     }
+    (tmp_path / "dvc.lock").write_text("stages: {}\n\n")  # an earlier step of this line did
+    assert collect_lineage({}, root=tmp_path)["git.dirty"] == "false"
     (tmp_path / "data").write_text("2")
     assert collect_lineage({}, root=tmp_path)["git.dirty"] == "true"
 

@@ -54,7 +54,7 @@ def import_openai_chat(
         DataError: every row that is not such a conversation, with file, line, key.
     """
     labels = _Labels(topic, intent)
-    return _convert(path, Scenario, lambda row, place: _chat_scenario(row, place, labels))
+    return _convert(path, Scenario, lambda row, place: _chat_scenario(row, path, place, labels))
 
 
 def import_openai_preferences(
@@ -130,6 +130,9 @@ def import_trl_preferences(
                 f"{place}: key {missing[0]}: missing field; allowed is a row with chosen, rejected "
                 "and optionally prompt"
             )
+        for key in ("prompt", "chosen", "rejected"):
+            if isinstance(row.get(key), list):
+                _messages(row, key, place)  # what is wrong with them, with the place
         chosen, rejected = (_answer(row[key]) for key in ("chosen", "rejected"))
         if row.get("prompt"):
             prompt = _prompt(row["prompt"])
@@ -290,8 +293,8 @@ def _build(
     return built
 
 
-def _chat_scenario(row: dict[str, Any], place: str, labels: _Labels) -> dict[str, Any]:
-    name = str(row.get("id") or _name(Path(place.split(":")[0]), place))
+def _chat_scenario(row: dict[str, Any], path: Path, place: str, labels: _Labels) -> dict[str, Any]:
+    name = str(row.get("id") or _name(path, place))
     return _scenario(read_conversation(_messages(row, "messages", place)), name, labels)
 
 

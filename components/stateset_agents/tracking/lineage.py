@@ -45,7 +45,8 @@ def fingerprint(path: Path) -> str:
 
 
 def code_revision(root: Path = Path()) -> dict[str, str]:
-    """`git.revision` and `git.dirty` ("true" where a tracked file differs from it).
+    """`git.revision` and `git.dirty` ("true" where a tracked file differs from it; dvc.lock does
+    not count: each step of the line changes it, and what it says is in the tags of the data).
 
     Outside a git checkout (a container image) there is none; STATESET_GIT_REVISION, set when the
     image was built, stands in.
@@ -64,7 +65,7 @@ def code_revision(root: Path = Path()) -> dict[str, str]:
     if revision is None:
         named = os.environ.get("STATESET_GIT_REVISION")
         return {"git.revision": named, "git.dirty": "false"} if named else {}
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)dvc.lock")
     return {"git.revision": revision, "git.dirty": "true" if changed else "false"}
 
 
