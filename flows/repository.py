@@ -172,7 +172,8 @@ def _busy(lock: Path, holder: str) -> PipelineError:
     import psutil
 
     command = ""
-    if holder.isdigit() and psutil.pid_exists(int(holder)):
+    # it may end while it is looked at
+    with contextlib.suppress(psutil.NoSuchProcess, ValueError):
         command = f" ({' '.join(psutil.Process(int(holder)).cmdline())[:120]})"
     return PipelineError(
         f"DVC is at work in this checkout: process {holder or 'unknown'}{command} holds "
@@ -214,9 +215,11 @@ def _end_children(grace_seconds: float = 5.0) -> None:
         if any(argument.startswith("tasks.") for argument in _command(child))
     ]
     for child in children:
-        child.terminate()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            child.terminate()
     for child in psutil.wait_procs(children, timeout=grace_seconds)[1]:
-        child.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 def _command(process: Any) -> list[str]:
