@@ -164,9 +164,9 @@ class ObjectStore:
 
 
 @contextlib.contextmanager
-def object_store(folder: Path) -> Iterator[ObjectStore]:
+def object_store(folder: Path, port: int | None = None) -> Iterator[ObjectStore]:
     """rclone's S3 server over `folder`: objects are files, and survive a restart."""
-    port = free_port()
+    port = port or free_port()
     (folder / "objects").mkdir(exist_ok=True)
     log = folder / "object-store.log"
     command = [

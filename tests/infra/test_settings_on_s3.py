@@ -12,13 +12,14 @@ import boto3
 import pytest
 
 from infra.create_buckets import create_buckets
+from stateset_agents.exceptions import RegistryError
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.artifact_store import open_store
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.mlflow_run import start_run
 from stateset_agents.tracking.registry import download_version, register_version
 from tasks import fetch_base_model
-from tests.infra.servers import ROOT, ObjectStore, object_store
+from tests.infra.servers import ROOT, ObjectStore, free_port, object_store
 
 BIN = Path(sys.executable).parent
 
@@ -86,21 +87,24 @@ def test_a_model_version_on_s3_outlives_the_store_that_took_it(
 ) -> None:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "STATESET_ARTIFACT_LOCATION"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL", raising=False)
     tracking = TrackingConfig(
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", artifact_location="s3://settings/mlflow"
     )
-    with object_store(tmp_path) as first:
-        for name, value in first.env.items():
-            monkeypatch.setenv(name, value)
+    port = free_port()
+    with object_store(tmp_path, port) as store:
+        for name, value in store.env.items():
+            if name != "MLFLOW_S3_ENDPOINT_URL":  # AWS_ENDPOINT_URL is enough for MLflow too
+                monkeypatch.setenv(name, value)
         create_buckets(["settings"])
         with start_run(tracking, "register_model") as run:
             version = register_version(tracking, run, tiny_model_dir)
         listing = boto3.client("s3").list_objects_v2(Bucket="settings", Prefix="mlflow/")
         assert any(one["Key"].endswith("/model.safetensors") for one in listing["Contents"])
-    with object_store(tmp_path) as second:
-        assert second.endpoint != first.endpoint
-        for name, value in second.env.items():
-            monkeypatch.setenv(name, value)
+    with pytest.raises(RegistryError, match="Could not connect"):
+        download_version(tracking, version.uri, tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    with object_store(tmp_path, port):
         download_version(tracking, version.uri, tmp_path / "again")
     weights = "model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (tiny_model_dir / weights).read_bytes()

@@ -368,3 +368,15 @@ def _mlflow_refuses(what: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise RegistryError(f"MLflow refuses {what}: {error}") from error
+    except _s3_errors() as error:
+        raise RegistryError(f"{what}: the S3 store refuses: {error}") from error
+
+
+def _s3_errors() -> tuple[type[Exception], ...]:
+    """What boto3 raises, which MLflow lets through as it is; () where it is not installed."""
+    try:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return ()
+    return (Boto3Error, BotoCoreError, ClientError)
