@@ -14,7 +14,9 @@ COPY --chown=stateset:stateset pyproject.toml constraints.txt README.md ./
 COPY --chown=stateset:stateset components ./components
 # An index with CPU or CUDA builds of torch goes in here, if the default is not the one you want.
 ARG PIP_EXTRA_INDEX_URL=""
-RUN pip install --no-cache-dir -c constraints.txt -e ".[pipeline,serve,s3,postgres]"
+# The last one is for the worker of a Kubernetes work pool.
+RUN pip install --no-cache-dir -c constraints.txt -e ".[pipeline,serve,hpo,s3,postgres]" \
+    "prefect-kubernetes==0.8.0"
 
 COPY --chown=stateset:stateset . .
 USER 10001
