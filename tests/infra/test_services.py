@@ -212,13 +212,18 @@ def test_the_workers_dvc_remote_is_the_s3_store(worker_folder: Path, s3: ObjectS
     }
 
 
-def test_the_watch_over_silent_runs_is_made_once(worker_folder: Path, prefect_server: str) -> None:
-    done = project.run(worker_folder, "-m", "flows.automations", PREFECT_API_URL=prefect_server)
-    assert (done.returncode, done.stdout) == (0, "watching: crash-silent-runs\n")
+def test_the_watch_over_silent_runs_is_there_once_and_kept_as_written(
+    worker_folder: Path, prefect_server: str
+) -> None:
     with SyncPrefectClient(prefect_server) as client:
-        (watch,) = client.read_automations_by_name(automations.NAME)
-    assert watch.enabled
-    assert watch.trigger == automations.crash_silent_runs(90).trigger  # three times 30 s
+        (of_the_worker,) = client.read_automations_by_name(automations.NAME)
+        assert of_the_worker.enabled
+        assert of_the_worker.trigger == automations.crash_silent_runs(90).trigger  # 3 times 30 s
+        client.create_automation(automations.crash_silent_runs(600))  # a second worker's, older
+        done = project.run(worker_folder, "-m", "flows.automations", PREFECT_API_URL=prefect_server)
+        assert (done.returncode, done.stdout) == (0, "watching: crash-silent-runs\n")
+        (left,) = client.read_automations_by_name(automations.NAME)
+    assert left.trigger == of_the_worker.trigger
 
 
 def test_a_run_whose_heartbeats_stop_is_marked_crashed(
