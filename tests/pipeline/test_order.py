@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import yaml
 from dvc.repo import Repo
 
 from flows.steps import STEPS, StepName, steps_until
+from stateset_agents.run_config import RunConfig
 from tasks import paths
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,16 @@ WITHOUT_EFFECT = {
     "register_model": ("stateset_agents.inference.engine",),
     # how weights are written; promotion moves an alias
     "promote_model": ("stateset_agents.inference",),
+}
+
+
+# Sections that a step reads without its output hanging on them: where its run is kept, and what the
+# base model is called.
+SECTIONS_WITHOUT_EFFECT = {
+    "fetch_base_model": {"tracking"},
+    "train_reward_model": {"tracking"},
+    "train_policy": {"base_model", "tracking"},
+    "evaluate_policy": {"base_model"},
 }
 
 
@@ -136,6 +148,18 @@ def test_every_output_of_a_stage_is_where_the_steps_write() -> None:
 
 
 def test_the_steps_on_the_registry_are_never_restored_from_a_cache() -> None:
-    for stage in ("register_model", "promote_model"):
-        (out,) = STAGES[stage]["outs"]
+    for stage, kind in (
+        ("evaluate_policy", "metrics"),  # it compares with the champion of the day
+        ("register_model", "outs"),
+        ("promote_model", "outs"),
+    ):
+        (out,) = STAGES[stage][kind]
         assert next(iter(out.values())) == {"persist": True}
+
+
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_stage_depends_on_every_section_that_its_step_reads(stage: str) -> None:
+    code = (ROOT / "tasks" / f"{stage}.py").read_text(encoding="utf-8")
+    sections = set(re.findall(r"\bconfig\.(\w+)", code)) & set(RunConfig.model_fields)
+    assert sections
+    assert sections - SECTIONS_WITHOUT_EFFECT.get(stage, set()) <= set(STAGES[stage]["params"])
