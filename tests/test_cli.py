@@ -27,6 +27,12 @@ def test_the_installed_command_starts() -> None:
     assert "stateset-agents" in done.stdout
 
 
+def test_the_module_is_the_command_too() -> None:
+    command = [sys.executable, "-m", "stateset_agents.cli", "no_such_command"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+
+
 def test_init_writes_a_configuration_that_loads(tmp_path: Path) -> None:
     assert cli.main(["init", "--path", str(tmp_path / "config.yaml")]) == 0
     assert load(tmp_path / "config.yaml") == RunConfig()

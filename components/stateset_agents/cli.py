@@ -109,3 +109,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -26,7 +26,7 @@ from stateset_agents.serving.config import ServeConfig
 from stateset_agents.serving.server import bind, listen
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.mlflow_run import start_run
-from stateset_agents.tracking.registry import register_version
+from stateset_agents.tracking.registry import describe_lineage, register_version
 
 KEY = "secret-key"
 SYSTEM_PROMPT = "You are kind."
@@ -141,6 +141,15 @@ def test_an_answer_is_the_agents_own_and_says_its_version(
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert body["choices"][0]["finish_reason"] == "length"
     assert usage["completion_tokens"] == 8
+
+
+def test_an_answer_names_the_weights_whose_origins_the_registry_keeps(
+    client: httpx.Client, tracking: TrackingConfig
+) -> None:
+    body = _post(client).json()
+    lineage = describe_lineage(tracking, f"models:/{body['model']}")
+    name, version = lineage["name"], lineage["version"]
+    assert body["system_fingerprint"] == f"{name}-{version}-{lineage['weights_sha256'][:12]}"
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(
