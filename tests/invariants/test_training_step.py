@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from stateset_agents.training.batching import micro_batches
 from stateset_agents.training.logprobs import batch_logprobs
-from stateset_agents.training.step import Learner, train_step
+from stateset_agents.training.step import Learner, train_step, weighted_loss
 from tests.training.made import (
     gradient_of,
     make_advantages,
@@ -125,14 +126,28 @@ def test_on_policy_the_gradient_is_that_of_reinforce(tiny_model_dir: Path, algor
     assert_same(expected, found)
 
 
+@pytest.mark.parametrize(("cap", "factor"), [(None, 1.0), (3.0, 2.0), (1.5, 1.5)])
+def test_tokens_that_the_engine_gave_half_the_probability_count_double_up_to_the_cap(
+    tiny_model_dir: Path, cap: float | None, factor: float
+) -> None:
+    rows = make_rows(groups=1)
+    batch = to_batch(rows, make_advantages(rows))
+    learner = make_learner_for(tiny_model_dir, importance_sampling_cap=cap)
+    policy = torch.where(batch.loss_mask, -1.0, 0.0)
+    batch = replace(batch, sampling_logprobs=policy - math.log(2) * batch.loss_mask)
+
+    loss, _ = weighted_loss(policy, batch, learner.objective)
+
+    plain = -(batch.advantages * batch.loss_weights).sum()
+    assert loss.item() == pytest.approx(factor * plain.item(), rel=1e-5)
+
+
 def test_tokens_that_were_not_sampled_have_no_gradient(tiny_model_dir: Path) -> None:
     rows = make_rows(groups=1, generations=2)
     batch = to_batch(rows, make_advantages(rows))
     learner = wide_learner(tiny_model_dir)
     tokens = batch_logprobs(learner.policy, batch, share_prefix=False)
     seen = tokens.logprobs.detach().requires_grad_(True)
-    from stateset_agents.training.step import weighted_loss
-
     loss, _ = weighted_loss(seen, batch, learner.objective)
     loss.backward()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from stateset_agents.exceptions import (
 )
 from stateset_agents.inference.loading import load_model
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.conversation_samples import ConversationSamples
 from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
-from stateset_agents.training.step import train_step
+from stateset_agents.training.step import learning_rate, train_step
 from stateset_agents.training.trainer import Trainer
 from tests.training.made import make_advantages, make_learner_for, make_rows, to_batch
 from tests.training.runs import (
@@ -81,6 +83,58 @@ def test_recomputed_log_probs_are_those_the_engine_sampled_with(tiny_model_dir: 
         assert metrics["policy/sampling_difference_max"] < 2e-5
     # so a policy that had not reached the engine would have been seen
     assert logger.steps[-1][1]["policy/kl_to_reference"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+    ],
+)
+def test_the_rate_rises_over_the_warm_up_and_then_follows_its_schedule(
+    schedule: str, expected: list[float]
+) -> None:
+    config = TrainingConfig(
+        num_episodes=6,
+        gradient_accumulation_steps=1,
+        learning_rate=2.0,
+        warmup_ratio=0.3,  # of 6 steps: 1.8, so 2
+        lr_schedule=schedule,  # type: ignore[arg-type]
+    )
+
+    rates = [learning_rate(step, config) for step in range(6)]
+
+    assert rates == pytest.approx([2 * share for share in expected])
+
+
+def test_each_step_has_the_rate_of_its_place_in_the_schedule(tiny_model_dir: Path) -> None:
+    logger = Remembered()
+    train(make_trainer(tiny_model_dir, logger=logger, lr_schedule="linear", warmup_ratio=0))
+
+    rates = [metrics["policy/learning_rate"] for _, metrics in logger.steps]
+    assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
+
+
+def test_with_a_kl_term_rows_without_advantage_are_trained_on_too(tiny_model_dir: Path) -> None:
+    logger = Remembered()
+    train(
+        make_trainer(tiny_model_dir, reward=Constant(), logger=logger, **SMALL, kl_coefficient=0.1)
+    )
+
+    assert [metrics["rows/trained"] for _, metrics in logger.steps] == [4, 4]
+
+
+def test_the_samples_for_people_hold_each_groups_best_and_worst(tiny_model_dir: Path) -> None:
+    samples = ConversationSamples()
+    train(make_trainer(tiny_model_dir, num_episodes=5, num_generations=8), [samples])
+
+    text = samples.to_markdown()
+    assert re.findall(r"^## Step (\d)", text, re.M) == ["1", "2", "5"]
+    rewards = [float(found) for found in re.findall(r"^Reward ([\d.]+)", text, re.M)]
+    assert len(rewards) == 6
+    assert all(best > worst for best, worst in zip(rewards[::2], rewards[1::2], strict=True))
 
 
 def test_every_number_that_is_promised_is_logged_each_step(tiny_model_dir: Path) -> None:

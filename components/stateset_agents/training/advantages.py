@@ -54,8 +54,9 @@ def trajectory_advantages(
     `group`: (r - mean of its group) / (std of its group + 1e-4), Shao et al. 2024
     (arXiv:2402.03300), equation 3's outcome form; without `scale` it is Dr. GRPO's, Liu et al. 2025
     (arXiv:2503.20783). `batch`: mean and std of the whole step. `none`: the reward itself, divided
-    by the step's std if `scale`. Standard deviations are the unbiased ones. Where everything that
-    is compared is equal (or alone), the advantage is exactly 0: nothing can be learned from it.
+    by the step's std if `scale` (undivided where all are equal). Standard deviations are the
+    unbiased ones. Where everything that a baseline compares is equal (or alone), the advantage is
+    exactly 0: nothing can be learned from it.
 
     Raises:
         TrainingError: a reward is NaN or infinite.

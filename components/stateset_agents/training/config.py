@@ -30,8 +30,9 @@ class TrainingConfig(Settings):
     """How a policy is trained.
 
     An episode is one scenario visited: a group of `num_generations` conversations. One optimizer
-    step takes `per_device_train_batch_size * gradient_accumulation_steps` groups; the loss is
-    normalised over all of them, so how the product is shared out changes memory, not the result.
+    step takes `per_device_train_batch_size * gradient_accumulation_steps` groups. They are played
+    side by side and the loss is normalised over all of them, so the product alone counts, not how
+    it is shared out; memory is `micro_batch_tokens`' to decide.
     """
 
     algorithm: Algorithm = "grpo"
@@ -44,7 +45,7 @@ class TrainingConfig(Settings):
     num_epochs: int = Field(default=1, ge=1)
     """Times that `num_episodes` scenarios are visited."""
     per_device_train_batch_size: int = Field(default=1, ge=1)
-    """Groups that are played at the same time on one device."""
+    """Groups in one optimizer step, before they are multiplied by the next setting."""
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     """Times `per_device_train_batch_size` groups before one optimizer step."""
     num_generations: int = Field(default=16, ge=2)

@@ -1,7 +1,7 @@
 """Policy losses per token, as pure functions of log-probs.
 
 Owns the formulas. It does not know models, batches of conversations, nor how tokens are weighed
-against each other (`batching.loss_weights`): a step's loss is the sum of
+against each other (`batching.token_weights`): a step's loss is the sum of
 `loss_weights * loss` over its tokens.
 
 Notation: B rows, T tokens; every tensor is `(B, T)`, and a value where `loss_mask` is False never

@@ -108,7 +108,9 @@ class Trainer:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """Digests of all that decides this run, by part."""
+        """Digests of what decides this run, by part, as far as the trainer sees it: of code, and of
+        settings that environment and rewards have beside the scenarios, it does not.
+        """
         self._ready()
         assert self._fingerprint is not None  # _ready() has set it
         return self._fingerprint
