@@ -117,6 +117,19 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert not torch.equal(first.network.head.weight, other.network.head.weight)
 
 
+def test_how_a_batch_is_packed_changes_no_loss_and_a_margin_raises_it(tiny_model_dir: Path) -> None:
+    margins = [p.model_copy(update={"metadata": {"margin": 1.0}}) for p in PAIRS]
+
+    def first_loss(pairs: list[PreferencePair], pack_tokens: int) -> float:
+        whole = {"num_epochs": 1, "batch_pairs": 24, "pack_tokens": pack_tokens}
+        config = CONFIG.model_copy(update=whole)
+        return train_reward_model(pairs, HELDOUT, tiny_model_dir, config).curve[0]["loss"]
+
+    one_pack = first_loss(PAIRS, 8192)
+    assert first_loss(PAIRS, 128) == pytest.approx(one_pack, abs=1e-5)
+    assert first_loss(margins, 128) > one_pack + 0.4  # the slope of -log sigmoid at 0 is 0.5
+
+
 def test_only_the_top_layers_change(trained: TrainedRewardModel, tiny_model_dir: Path) -> None:
     base = load_model(tiny_model_dir, dtype="float32").base_model.state_dict()
     changed = {
