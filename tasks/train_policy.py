@@ -22,7 +22,7 @@ from rich.table import Table
 
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
 from stateset_agents.core.environment import ConversationEnvironment
-from stateset_agents.data.readers import read_scenarios
+from stateset_agents.data.readers import read_preferences, read_scenarios
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.rewards.build import build_reward
 from stateset_agents.run_config import RunConfig
@@ -32,12 +32,14 @@ from stateset_agents.tracking.mlflow_run import RUN_LINK, TrackedRun, read_link,
 from stateset_agents.training.callbacks import CheckpointCallback, TrainingCallback
 from stateset_agents.training.checkpoint import digest, latest_checkpoint, matches
 from stateset_agents.training.conversation_samples import ConversationSamples
+from stateset_agents.training.demonstrations import Demonstration
 from stateset_agents.training.progress import ProgressBar
 from stateset_agents.training.trainer import Trainer
 from tasks import entry, paths
 from tasks.folders import in_place
 
 SCENARIOS = paths.VALIDATED / "train.jsonl"
+PAIRS = paths.VALIDATED / "preferences_train.jsonl"
 STATE = paths.CHECKPOINTS / "train_policy"
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
 def _check_inputs(config: RunConfig) -> None:
     """Name everything that is missing and the step that makes it."""
     makers = {SCENARIOS: "validate_scenarios", paths.BASE_MODEL: "fetch_base_model"}
+    if config.train.warm_start_steps > 0:
+        makers[PAIRS] = "validate_scenarios"
     if config.rewards.weights.learned > 0:
         makers[paths.REWARD_MODEL] = "train_reward_model"
     missing = [f"{path} is missing; run the step {makers[path]}" for path in makers
@@ -102,7 +106,21 @@ def _make_trainer(config: RunConfig) -> Trainer:
         build_reward(config.rewards, paths.REWARD_MODEL if learned else None),
         config.train,
         fingerprint={"rewards": digest(rewarded_by)},
+        demonstrations=_demonstrations(config),
     )
+
+
+def _demonstrations(config: RunConfig) -> list[Demonstration]:
+    """The preferred answers of the training pairs; none where there is no warm start."""
+    if config.train.warm_start_steps == 0:
+        return []
+    return [
+        Demonstration(
+            tuple({"role": message.role, "content": message.content} for message in pair.prompt),
+            pair.chosen[-1].content,
+        )
+        for pair in read_preferences(PAIRS)
+    ]
 
 
 def _fitting_checkpoint(trainer: Trainer) -> Path | None:

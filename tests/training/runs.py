@@ -23,6 +23,7 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.training.callbacks import CheckpointCallback, TrainingCallback
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.demonstrations import Demonstration
 from stateset_agents.training.trainer import Trainer
 
 Weights = dict[str, torch.Tensor]
@@ -61,7 +62,12 @@ def make_agent(folder: Path, **settings: Any) -> MultiTurnAgent:
 
 
 def make_trainer(
-    folder: Path, *, reward: RewardFunction | None = None, logger: Any = None, **settings: Any
+    folder: Path,
+    *,
+    reward: RewardFunction | None = None,
+    logger: Any = None,
+    demonstrations: Sequence[Demonstration] = (),
+    **settings: Any,
 ) -> Trainer:
     defaults: dict[str, Any] = {
         "num_episodes": 4,
@@ -79,6 +85,7 @@ def make_trainer(
         reward or LettersE(),
         TrainingConfig(**{**defaults, **settings}),
         logger=logger,
+        demonstrations=demonstrations,
     )
 
 

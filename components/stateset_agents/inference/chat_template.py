@@ -160,6 +160,15 @@ class ChatTokenizer:
         """Text to `(T,)` ids; special tokens written in the text become single ids, none added."""
         return [int(token) for token in self.hf.encode(text, add_special_tokens=False)]
 
+    def encode_answer(self, text: str) -> list[int]:
+        """An assistant's words to `(T,)` ids as if they had been sampled after a generation prompt:
+        the template's end of turn, or else the end of the sequence, is the last of them.
+        """
+        end = self._turn_end[:1]
+        if not end or end[0] not in self._stop_token_ids:
+            end = [min(self._stop_token_ids)]
+        return [*self.encode(text), *end]
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """Ids to text, without special tokens and without the end of turn."""
         ids = list(token_ids)

@@ -34,6 +34,11 @@ class TrainingCallback:
     async def on_train_start(self, trainer: Trainer) -> None:
         """Before the first step, after a checkpoint was loaded."""
 
+    async def on_warm_start_step(self, trainer: Trainer, step: int, loss: float) -> None:
+        """After imitation step `step` (from 1); `loss` is the mean negative log-likelihood in nats
+        a token before it.
+        """
+
     def on_episode(self, trainer: Trainer, trajectory: MultiTurnTrajectory) -> None:
         """As each conversation of a step ends, before it has a reward."""
 

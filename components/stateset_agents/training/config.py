@@ -50,6 +50,10 @@ class TrainingConfig(Settings):
     """Times `per_device_train_batch_size` groups before one optimizer step."""
     num_generations: int = Field(default=16, ge=2)
     """Conversations per scenario: the group G that an advantage compares. At least 2."""
+    warm_start_steps: int = Field(default=0, ge=0)
+    """Steps of imitation of demonstrations before the first conversation is played. 0: none."""
+    warm_start_batch_size: int = Field(default=16, ge=1)
+    """Demonstrations in one such step."""
     num_iterations: int = Field(default=1, ge=1)
     """Optimizer steps on one batch of conversations; above 1 the later ones are off-policy."""
 

@@ -58,6 +58,14 @@ class ProgressBar(TrainingCallback):
             numbers="",
         )
 
+    async def on_warm_start_step(self, trainer: Trainer, step: int, loss: float) -> None:
+        """Show how well the demonstrations are imitated."""
+        numbers = f"imitating {step}/{trainer.config.warm_start_steps}  loss {loss:.3f}"
+        if not self._console.is_terminal:
+            self._console.print(f"policy: {numbers}", highlight=False)
+        if self._task is not None:
+            self._progress.update(self._task, numbers=numbers)
+
     def on_episode(self, trainer: Trainer, trajectory: MultiTurnTrajectory) -> None:
         """One conversation further."""
         if self._task is not None:

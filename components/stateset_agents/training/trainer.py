@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRows, make_batch, step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
+from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
+from stateset_agents.training.losses import grpo_loss
 from stateset_agents.training.metrics import reward_metrics, row_metrics, with_rates
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
@@ -42,6 +44,10 @@ from stateset_agents.training.step import (
 
 if TYPE_CHECKING:
     from stateset_agents.tracking.loggers import MetricLogger
+
+
+# Imitation steps over which the learning rate rises from 0.
+WARM_START_RISE = 3
 
 
 class Trainer:
@@ -66,14 +72,22 @@ class Trainer:
         *,
         logger: MetricLogger | None = None,
         fingerprint: Mapping[str, str] | None = None,
+        demonstrations: Sequence[Demonstration] = (),
     ) -> None:
         """`fingerprint` adds digests to what tells this run's checkpoints from another's: of
         anything that decides the result and that the trainer cannot see (a reward's weights).
+        `demonstrations` are what `warm_start_steps` imitates.
 
         Raises:
-            ConfigurationError: settings of agent and training that contradict each other.
+            ConfigurationError: settings of agent and training that contradict each other, or a
+                warm start without demonstrations.
         """
         _check_agent(agent)
+        if config.warm_start_steps and not demonstrations:
+            raise ConfigurationError(
+                f"warm_start_steps={config.warm_start_steps} needs demonstrations, and none were "
+                "given: pass Trainer(demonstrations=...), or set warm_start_steps=0"
+            )
         self.agent = agent
         self.environment = environment
         self.reward_function = reward_function
@@ -83,6 +97,7 @@ class Trainer:
         self.groups: list[TrajectoryGroup] = []
         self.best: tuple[float, int] | None = None
         self.stop_reason: str | None = None
+        self.demonstrations = tuple(demonstrations)
         self._extra_fingerprint = dict(fingerprint or {})
         self._fingerprint: dict[str, str] | None = None
         self._callbacks: list[TrainingCallback] = []
@@ -177,6 +192,8 @@ class Trainer:
         learner = self._ready()
         if resume_from is not None:
             self._restore(learner, Path(resume_from))
+        else:
+            await self._warm_start(learner)
         self.agent.engine.update_weights(learner.policy.named_merged_weights())
         for callback in self._callbacks:
             await callback.on_train_start(self)
@@ -195,6 +212,23 @@ class Trainer:
         for callback in self._callbacks:
             await callback.on_train_end(self)
         return self.agent
+
+    async def _warm_start(self, learner: Learner) -> None:
+        """Imitate the demonstrations. No checkpoint falls into it: killed, it is done again."""
+        imitation = replace(
+            learner,
+            objective=replace(
+                learner.objective, loss=grpo_loss, kl_coefficient=0.0, importance_sampling_cap=None
+            ),
+        )
+        tokenizer = self.agent.engine.tokenizer
+        for step in range(self.config.warm_start_steps):
+            batch = demonstration_batch(self.demonstrations, step, tokenizer, self.config)
+            rate = self.config.learning_rate * min(1.0, (step + 1) / WARM_START_RISE)
+            result = train_step(imitation, batch, rate=rate)
+            loss = -float(result.logprobs.sum() / batch.loss_mask.sum())
+            for callback in self._callbacks:
+                await callback.on_warm_start_step(self, step + 1, loss)
 
     async def _run_step(self, learner: Learner) -> dict[str, float]:
         """One batch of conversations, from scenarios to new weights in the engine."""
@@ -304,6 +338,7 @@ class Trainer:
             "agent settings": checkpoints.digest(spoken),
             "base model": base_model,
             "scenarios": checkpoints.digest(list(self.environment.scenarios)),
+            "demonstrations": checkpoints.digest([asdict(one) for one in self.demonstrations]),
             **self._extra_fingerprint,
         }
 
