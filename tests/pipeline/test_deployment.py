@@ -101,7 +101,8 @@ def test_an_announcement_of_new_data_starts_the_line_and_it_completes(line: Path
     assert project.steps_run(line) == before  # the data had not changed after all
     with SyncPrefectClient(api) as client:
         artifacts = client.read_artifacts()
-    (table,) = [one for one in artifacts if one.key == "retrain-result"]
+    own = [one for one in artifacts if one.flow_run_id == run.id]
+    (table,) = [one for one in own if one.key == "retrain-result"]
     assert "| reward | base model |" in str(table.data)
     assert f"runs/{_mlflow_run(line)}" in str(table.data)
 
