@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,21 @@ def test_dvc_can_show_the_metrics_and_plots(line: Path) -> None:
     _dvc(line, "plots", "show", "--out", "plots")
     assert (line / "plots/index.html").is_file()
     subprocess.run(["rm", "-r", "plots"], cwd=line, check=True)
+
+
+def test_the_readmes_commands_on_versions_and_formats_work_as_written(line: Path) -> None:
+    readme = (project.ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(
+        r"^python (-m (?:flows\.promote|stateset_agents\.data) [^#\n]+)", readme, re.M
+    )
+    asked = {command.split()[-1]: project.run(line, *command.split()) for command in commands}
+    assert set(asked) == {"--history", "--lineage", "--rollback", "--help"}
+    promoted = json.loads((line / "data/promotion.json").read_text())["champion"]
+    for option in ("--history", "--lineage", "--help"):
+        # before anything was promoted there is no history and nothing in service
+        if promoted or option == "--help":
+            assert asked[option].returncode == 0, asked[option].stdout
+    assert "Traceback" not in "".join(done.stdout for done in asked.values())
 
 
 def test_a_second_run_runs_nothing_with_prefect_or_without(line: Path) -> None:
