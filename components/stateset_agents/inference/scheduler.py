@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from stateset_agents.inference.engine import FinishReason, GenerationRequest, GenerationResult
+from stateset_agents.inference.token_prefix import common_prefix_length
 
 # A shared prompt takes a slot and some bookkeeping; under this length it is not worth it.
 _SHORTEST_SHARED = 16
@@ -304,7 +305,7 @@ class Scheduler:
         if sequence is None:
             return None
         prompt = job.request.prompt_token_ids
-        common = _common_prefix(sequence.tokens[: sequence.computed], prompt[:-1])
+        common = common_prefix_length(sequence.tokens[: sequence.computed], prompt[:-1])
         if common < sequence.prefix_tokens or common == 0:
             self._drop(sequence)
             return None
@@ -397,12 +398,3 @@ class Scheduler:
         active = [job.sequence for job in self._active if job.sequence is not None]
         found = {id(item): item for item in (*active, *self._conversations.values())}
         return sorted(found.values(), key=lambda item: item.slot)
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading tokens two sequences have in common."""
-    shortest = min(len(first), len(second))
-    if list(first[:shortest]) == list(second[:shortest]):
-        return shortest
-    pairs: Iterable[tuple[int, int]] = zip(first, second, strict=False)
-    return next(index for index, (one, other) in enumerate(pairs) if one != other)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from stateset_agents.inference.token_prefix import common_prefix_length
+
 Tokens = Sequence[int]
 
 
@@ -95,7 +97,7 @@ class _Tree:
         for position, tokens in enumerate(group):
             shared = self._shared(tokens)
             for other in group[:position]:
-                shared = max(shared, _common_prefix(tokens, other))
+                shared = max(shared, common_prefix_length(tokens, other))
             total += len(tokens) - shared
         return total
 
@@ -130,12 +132,3 @@ class _Tree:
                 return depth
             node = child
         return len(tokens)
-
-
-def _common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> int:
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length

@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.inference.token_prefix import common_prefix_length
 from stateset_agents.rollout.rows import trajectory_rows
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.config import LossAggregation, TrainingConfig
@@ -241,15 +242,10 @@ def _shared_prefixes(rows: Sequence[StepRow]) -> list[int]:
         group = list(members)
         shared = min(row.loss_mask.index(True) for row in group) - 1
         for row in group[1:]:
-            shared = _common(group[0].token_ids, row.token_ids, shared)
+            shared = min(shared, common_prefix_length(group[0].token_ids, row.token_ids))
         useful = len(group) > 1 and shared >= MIN_SHARED_PREFIX
         result.extend([shared if useful else 0] * len(group))
     return result
-
-
-def _common(first: tuple[int, ...], second: tuple[int, ...], limit: int) -> int:
-    limit = min(limit, len(first), len(second))
-    return next((n for n in range(limit) if first[n] != second[n]), limit)
 
 
 def _padded(
