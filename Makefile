@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-dev retrain test lint serve ui clean
+.PHONY: help setup setup-dev retrain test test-slow lint serve ui clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ retrain: setup ## run the whole line: data, reward model, policy, evaluation, re
 
 test: setup-dev ## run the tests
 	@# one file stays on one of the two workers; their two OpenMP pools would wait for each other
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: setup-dev ## run the tests that take minutes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: setup-dev ## style, types, import contracts
 	@$(BIN)/ruff check .
