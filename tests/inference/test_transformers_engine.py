@@ -403,6 +403,23 @@ def test_a_request_whose_logits_would_overflow_is_refused_and_fails_no_other(
     assert message in str(refused)
 
 
+@pytest.mark.parametrize("strange", [-1, 480])
+def test_a_prompt_with_a_token_that_the_model_has_not_is_refused_and_fails_no_other(
+    make_engine: MakeEngine, tokenizer: ChatTokenizer, strange: int
+) -> None:
+    engine = make_engine()
+    prompt = prompt_of(tokenizer, TEXTS[0])
+
+    async def both() -> list[object]:
+        calls = (engine.generate(request(ids)) for ids in (prompt, (*prompt, strange)))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    good, refused = asyncio.run(both())
+    assert isinstance(good, GenerationResult)
+    assert isinstance(refused, EngineError)
+    assert f"token {strange}, and the model's are 0 to 479" in str(refused)
+
+
 def test_a_caller_who_leaves_does_not_disturb_the_others(
     make_engine: MakeEngine, tokenizer: ChatTokenizer
 ) -> None:

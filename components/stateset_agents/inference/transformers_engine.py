@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -89,6 +89,7 @@ class TransformersEngine:
         self._model: Any = model.eval()
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
         self._packed = pack_linears(model) if pack_weights else []
+        self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         self._device = model.device
         self._cache_bytes = cache_bytes
         self._wanted_slots = max(2, max_cached_sequences or 2 * max_batch_size)
@@ -257,8 +258,7 @@ class TransformersEngine:
         if self._closed:
             raise EngineError("The engine is closed; make a new one to generate.")
         problems = _problems_of(request.sampling)
-        if not request.prompt_token_ids:
-            problems.append("the prompt is empty")
+        problems += _problems_of_prompt(request.prompt_token_ids, self._vocabulary)
         if problems:
             raise EngineError("The request makes no sense: " + "; ".join(problems) + ".")
         prompt, answer = len(request.prompt_token_ids), request.sampling.max_new_tokens
@@ -428,6 +428,16 @@ def _draw_of(job: Job) -> Draw:
     if params.repetition_penalty != 1.0:
         history = (*job.request.prompt_token_ids, *job.sampled)
     return Draw(params, job.random.random(), history)
+
+
+def _problems_of_prompt(token_ids: Sequence[int], vocabulary: int) -> list[str]:
+    if not token_ids:
+        return ["the prompt is empty"]
+    # The embedding would raise for the whole step, and so for every request in it.
+    strange = next((token for token in token_ids if not 0 <= token < vocabulary), None)
+    if strange is None:
+        return []
+    return [f"the prompt has token {strange}, and the model's are 0 to {vocabulary - 1}"]
 
 
 def _problems_of(params: SamplingParams) -> list[str]:
