@@ -271,11 +271,47 @@ def test_too_long_a_conversation_loses_its_oldest_messages_and_never_the_system(
     whole = conversation_tokens(tokenizer, [system, *said], 10_000)
     assert whole == tokenizer.render([system, *said], add_generation_prompt=False)
     cut = conversation_tokens(tokenizer, [system, *said], len(whole) - 1)
-    assert cut == tokenizer.render([system, *said[1:]], add_generation_prompt=False)
+    assert cut == tokenizer.render([system, *said[2:]], add_generation_prompt=False)
     tight = conversation_tokens(tokenizer, [system, said[-1]], 20)
     assert len(tight) == 20
     assert tight[:5] == whole[:5]
     assert tight[-5:] == whole[-5:]
+
+
+USER_FIRST = (
+    "{% set first = 1 if messages[0]['role'] == 'system' else 0 %}"
+    "{% if messages | length <= first or messages[first]['role'] != 'user' %}"
+    "{{ raise_exception('a user speaks first') }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+)
+
+
+def test_a_shortened_conversation_still_starts_with_the_user(tiny_model_dir: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model_dir)
+    tokenizer.hf.chat_template = USER_FIRST
+    system = {"role": "system", "content": "Answer shortly."}
+    said = [
+        {"role": "assistant" if number % 2 else "user", "content": f"Word {number}, said once."}
+        for number in range(6)
+    ]
+    whole = tokenizer.render([system, *said], add_generation_prompt=False)
+    by_exchanges = [
+        tokenizer.render([system, *said[first:]], add_generation_prompt=False)
+        for first in (0, 2, 4)
+    ]
+    beginning = tokenizer.encode(
+        "<|im_start|>system\nAnswer shortly.<|im_end|>\n<|im_start|>user\n"
+    )
+    for max_tokens in range(4, len(whole) + 1):
+        tokens = conversation_tokens(tokenizer, [system, *said], max_tokens)
+        fitting = [one for one in by_exchanges if len(one) <= max_tokens]
+        if fitting:
+            assert tokens == fitting[0]
+        else:
+            kept = min(max_tokens // 2, len(beginning))
+            assert tokens == [*beginning[:kept], *whole[-(max_tokens - kept) :]]
 
 
 def test_the_temperature_undoes_a_known_overconfidence() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from stateset_agents.exceptions import ModelSourceError
 from stateset_agents.inference.loading import DtypeName, load_tokenizer, resolve_dtype
+from stateset_agents.inference.token_prefix import common_prefix_length
 from stateset_agents.rewards.prefix_tree import Pack, pack_sequences
 
 if TYPE_CHECKING:
@@ -146,19 +147,25 @@ def conversation_tokens(
 ) -> list[int]:
     """A conversation that ends with an assistant's message as tokens, at most `max_tokens`.
 
-    What is too long loses its oldest messages first, whole, the system message never; if system
-    and last message alone are too long, half of the tokens go to the system message's beginning
-    and the rest to the end of the conversation.
+    What is too long loses its oldest messages first, whole, up to the next user message, because
+    many templates insist that a user speaks first; the system message never. If system message,
+    last question and its answer alone are too long, half of the tokens go to the beginning of the
+    system message and the rest to the end of the conversation.
     """
     head = [message for message in messages[:1] if message["role"] == "system"]
     rest = list(messages[len(head) :])
     tokens = tokenizer.render([*head, *rest], add_generation_prompt=False)
-    while len(tokens) > max_tokens and len(rest) > 1:
-        rest = rest[1:]
+    while len(tokens) > max_tokens:
+        later = [index for index, message in enumerate(rest) if index and message["role"] == "user"]
+        if not later:
+            break
+        rest = rest[later[0] :]
         tokens = tokenizer.render([*head, *rest], add_generation_prompt=False)
     if len(tokens) <= max_tokens:
         return tokens
     kept = 0
     if head:
-        kept = min(len(tokenizer.render(head, add_generation_prompt=False)), max_tokens // 2)
+        # Rendered with a question: on its own, a system message is refused by many templates.
+        asked = tokenizer.render([*head, {"role": "user", "content": "?"}])
+        kept = min(common_prefix_length(tokens, asked), max_tokens // 2)
     return tokens[:kept] + tokens[len(tokens) - (max_tokens - kept) :]
