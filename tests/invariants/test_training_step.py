@@ -12,7 +12,8 @@ import torch
 
 from stateset_agents.training.batching import micro_batches
 from stateset_agents.training.logprobs import batch_logprobs
-from stateset_agents.training.step import Learner, train_step, weighted_loss
+from stateset_agents.training.objective import weighted_loss
+from stateset_agents.training.step import Learner, train_step
 from tests.training.made import (
     gradient_of,
     make_advantages,

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from stateset_agents.training.algorithms import objective_of
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, token_weights
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.losses import kl_divergence
-from stateset_agents.training.step import weighted_loss
+from stateset_agents.training.objective import objective_of, weighted_loss
 from tests.oracles.reference_values import load_reference
 
 # name of the reference case -> the settings under which ours must be the same

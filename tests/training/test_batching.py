@@ -17,6 +17,7 @@ from stateset_agents.inference.engine import FinishReason
 from stateset_agents.training.advantages import step_advantages
 from stateset_agents.training.batching import make_batch, micro_batches, step_rows
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.objective import objective_of
 from tests.training.made import make_advantages, make_rows, to_batch
 
 
@@ -139,7 +140,7 @@ def test_credit_by_turn_without_turn_rewards_says_what_to_do() -> None:
     rows.turn_rewards = [None]
 
     with pytest.raises(TrainingError, match=r"return turn_scores in its RewardResult"):
-        step_advantages(rows, TrainingConfig(credit="turn"))
+        step_advantages(rows, objective_of(TrainingConfig(credit="turn")))
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget() -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.scenario_order import scenarios_of_step
 
 
 def test_every_problem_is_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        TrainingConfig(num_generations=1, learning_rate=-1, algorithm="ppo3", learning_rte=1)
+        TrainingConfig(num_generations=0, learning_rate=-1, algorithm="ppo3", learning_rte=1)
 
     assert len(caught.value.problems) == 4
     for name in ("num_generations", "learning_rate", "algorithm", "learning_rte"):
@@ -27,6 +29,72 @@ def test_settings_that_contradict_each_other_are_reported_together() -> None:
 
     assert "lora_dropout=0.1" in str(caught.value)
     assert "num_episodes=2" in str(caught.value)
+
+
+def test_every_setting_that_an_algorithm_cannot_work_with_is_reported_together() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        TrainingConfig(
+            algorithm="gspo",
+            credit="turn",
+            num_generations=1,
+            sapo_temperature_negative=2.0,
+            resampling_rounds=2,
+            kl_bias_correction=True,
+            importance_sampling="mask",
+            importance_sampling_cap=None,
+            off_policy_steps=1,
+            lora_dropout=0.1,
+        )
+
+    for part in (
+        'credit="turn" cannot work with algorithm="gspo"',
+        "sapo_temperature_negative=2.0 has no effect",
+        'num_generations=1 leaves advantage_baseline="group"',
+        "resampling_rounds=2 cannot work with num_generations=1",
+        "kl_bias_correction=True has no effect with kl_coefficient=0",
+        'importance_sampling="mask" has no band',
+        "off_policy_steps=1 needs importance sampling",
+        "lora_dropout=0.1 has no effect",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"algorithm": "sapo", "clip_range_left": 0.1}, "clip_range_left=0.1 has no effect"),
+        ({"algorithm": "cispo", "ratio_cap": 4.0}, "takes clip_range_left, clip_range_right"),
+        ({"importance_sampling_floor": 0.5}, "importance_sampling_floor=0.5 has no effect"),
+        (
+            {"importance_sampling": "mask", "importance_sampling_floor": 3.0},
+            "is not below importance_sampling_cap=2.0",
+        ),
+        (
+            {
+                "algorithm": "reinforce++",
+                "num_generations": 1,
+                "gradient_accumulation_steps": 1,
+            },
+            "one conversation per step",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_an_error_that_says_so(
+    settings: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        TrainingConfig(**settings)
+
+
+def test_groups_of_one_are_for_algorithms_that_compare_across_groups() -> None:
+    for settings in ({"algorithm": "reinforce++"}, {"advantage_baseline": "none"}):
+        assert TrainingConfig(num_generations=1, **settings).num_generations == 1
+
+
+def test_turns_can_be_credited_by_every_algorithm_but_the_one_with_a_single_ratio() -> None:
+    for algorithm in ALGORITHMS:
+        if algorithm != "gspo":
+            assert TrainingConfig(algorithm=algorithm, credit="turn").credit == "turn"
 
 
 def test_an_assignment_that_is_refused_changes_nothing() -> None:

@@ -10,8 +10,8 @@ import torch
 from stateset_agents.training.losses import (
     grpo_loss,
     gspo_loss,
+    importance_weights,
     kl_divergence,
-    truncated_importance_weights,
 )
 
 MASK = torch.tensor([[True]])
@@ -74,12 +74,10 @@ def test_what_is_not_sampled_may_hold_anything() -> None:
     assert kl_divergence(new, other, mask).tolist() == [[0.0, 0.0]]
 
 
-def test_importance_weights_are_capped_from_above_only() -> None:
+def test_truncated_importance_weights_are_capped_from_above_only() -> None:
     old = torch.tensor([[math.log(0.9), math.log(0.1), math.log(0.3)]])
     sampling = torch.tensor([[math.log(0.1), math.log(0.9), math.log(0.2)]])
 
-    weights = truncated_importance_weights(
-        old, sampling, torch.ones_like(old, dtype=torch.bool), cap=2.0
-    )
+    weights = importance_weights(old, sampling, torch.ones_like(old, dtype=torch.bool), cap=2.0)
 
     assert weights[0].tolist() == pytest.approx([2.0, 1 / 9, 1.5])

@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING
 import torch
 
 from stateset_agents.exceptions import TrainingError
-from stateset_agents.training.config import AdvantageBaseline, TrainingConfig
+from stateset_agents.training.algorithms import AdvantageBaseline
 
 if TYPE_CHECKING:
     from stateset_agents.training.batching import StepRows
+    from stateset_agents.training.objective import Objective
 
 # Keeps a group with nearly equal rewards from exploding; the value that TRL uses.
 STD_EPSILON = 1e-4
 
 
-def step_advantages(rows: StepRows, config: TrainingConfig) -> torch.Tensor:
-    """Advantages as `config.credit` asks: `(N,)` per conversation or `(N, K)` per turn.
+def step_advantages(rows: StepRows, objective: Objective) -> torch.Tensor:
+    """Advantages as `objective.credit` asks: `(N,)` per conversation or `(N, K)` per turn.
 
     Raises:
         TrainingError: turns are to be credited, and the reward function does not tell them apart.
     """
-    baseline, scale = config.advantage_baseline, config.scale_advantages
-    if config.credit == "episode":
+    baseline, scale = objective.advantage_baseline, objective.scale_advantages
+    if objective.credit == "episode":
         return trajectory_advantages(rows.rewards, rows.group_index, baseline=baseline, scale=scale)
     told = [rewards for rewards in rows.turn_rewards if rewards is not None]
     if len(told) < len(rows.turn_rewards):
@@ -38,7 +39,7 @@ def step_advantages(rows: StepRows, config: TrainingConfig) -> torch.Tensor:
             'none: return turn_scores in its RewardResult, or set credit="episode"'
         )
     return turn_advantages(
-        told, rows.group_index, discount=config.turn_discount, baseline=baseline, scale=scale
+        told, rows.group_index, discount=objective.turn_discount, baseline=baseline, scale=scale
     )
 
 
@@ -53,10 +54,12 @@ def trajectory_advantages(
 
     `group`: (r - mean of its group) / (std of its group + 1e-4), Shao et al. 2024
     (arXiv:2402.03300), equation 3's outcome form; without `scale` it is Dr. GRPO's, Liu et al. 2025
-    (arXiv:2503.20783). `batch`: mean and std of the whole step. `none`: the reward itself, divided
-    by the step's std if `scale` (undivided where all are equal). Standard deviations are the
-    unbiased ones. Where everything that a baseline compares is equal (or alone), the advantage is
-    exactly 0: nothing can be learned from it.
+    (arXiv:2503.20783). `leave_one_out`: the mean is that of the group's other conversations, Kool
+    et al. 2019 and RLOO, Ahmadian et al. 2024 (arXiv:2402.14740); with `scale` it is divided as
+    `group` is. `batch`: mean and std of the whole step, REINFORCE++, Hu 2025 (arXiv:2501.03262).
+    `none`: the reward itself, divided by the step's std if `scale` (undivided where all are equal).
+    Standard deviations are the unbiased ones. Where everything that a baseline compares is equal
+    (or alone), the advantage is exactly 0: nothing can be learned from it.
 
     Raises:
         TrainingError: a reward is NaN or infinite.
@@ -70,12 +73,12 @@ def trajectory_advantages(
         )
     pools = (
         [group_index == group for group in group_index.unique().tolist()]
-        if baseline == "group"
+        if baseline in ("group", "leave_one_out")
         else [torch.ones_like(rewards, dtype=torch.bool)]
     )
     advantages = torch.zeros_like(rewards)
     for pool in pools:
-        advantages[pool] = _within(rewards[pool], subtract=baseline != "none", scale=scale)
+        advantages[pool] = _within(rewards[pool], baseline=baseline, scale=scale)
     return advantages
 
 
@@ -121,11 +124,19 @@ def groups_without_spread(rewards: torch.Tensor, group_index: torch.Tensor) -> i
     )
 
 
-def _within(rewards: torch.Tensor, *, subtract: bool, scale: bool) -> torch.Tensor:
-    equal = len(rewards) < 2 or bool(rewards.max() == rewards.min())
-    if subtract and equal:
+def _within(rewards: torch.Tensor, *, baseline: AdvantageBaseline, scale: bool) -> torch.Tensor:
+    """Advantages of those that are compared with one another."""
+    count = len(rewards)
+    equal = count < 2 or bool(rewards.max() == rewards.min())
+    if baseline == "none":
+        advantages = rewards
+    elif equal:
         return torch.zeros_like(rewards)
-    advantages = rewards - rewards.mean() if subtract else rewards
+    else:
+        advantages = rewards - rewards.mean()
+        if baseline == "leave_one_out":
+            # the same as the distance to the mean of the others
+            advantages = advantages * count / (count - 1)
     return advantages / (rewards.std() + STD_EPSILON) if scale and not equal else advantages
 
 

@@ -1,79 +1,116 @@
-"""The table of algorithms: an algorithm is a row of vetted defaults and a loss function.
+"""The table of algorithms: an algorithm is a row of vetted defaults and the name of a loss.
 
-Owns what distinguishes one algorithm from another. The rollout and the trainer do not know which
-one runs; a new one is a function in `losses.py`, a row here and its name in `config.Algorithm`.
+Owns what distinguishes one algorithm from another, and the names that settings may take because of
+it. The rollout and the trainer do not know which one runs; a new one is a row here, its name in
+`Algorithm`, and a function in `losses.py` where its loss is new. It does not know torch, so that
+loading a configuration stays cheap: `objective.py` puts functions to the names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
-import torch
+Algorithm = Literal[
+    "grpo",
+    "dr_grpo",
+    "bnpo",
+    "dapo",
+    "gspo",
+    "gspo_token",
+    "cispo",
+    "sapo",
+    "rloo",
+    "reinforce++",
+]
+AdvantageBaseline = Literal["group", "leave_one_out", "batch", "none"]
+LossAggregation = Literal[
+    "sequence_mean", "token_mean", "fixed_length", "sequence_sum", "token_sum"
+]
+LossName = Literal["token_ratio", "sequence_ratio", "sequence_ratio_by_token", "cispo", "sapo"]
 
-from stateset_agents.training.config import KLEstimator, LossAggregation, TrainingConfig
-from stateset_agents.training.losses import TokenLosses, grpo_loss, gspo_loss
-
-
-class LossFunction(Protocol):
-    """A per-token policy loss; `losses.py` has them, every tensor is `(B, T)`."""
-
-    def __call__(
-        self,
-        policy_logprobs: torch.Tensor,
-        old_logprobs: torch.Tensor,
-        advantages: torch.Tensor,
-        loss_mask: torch.Tensor,
-        *,
-        clip_left: float,
-        clip_right: float,
-    ) -> TokenLosses:
-        """See `losses.grpo_loss`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AlgorithmRow:
-    """One algorithm: its loss and the defaults of its paper."""
-
-    loss: LossFunction
-    clip_left: float
-    clip_right: float
-    loss_aggregation: LossAggregation
-    needs_value_head: bool = False
-
-
-ALGORITHMS: dict[str, AlgorithmRow] = {
-    # clips of DAPO (arXiv:2503.14476): the wider upper one keeps exploration alive
-    "grpo": AlgorithmRow(grpo_loss, 0.2, 0.28, "sequence_mean"),
-    # clips of GSPO's section 5.1 (arXiv:2507.18071)
-    "gspo": AlgorithmRow(gspo_loss, 3e-4, 4e-4, "sequence_mean"),
+# A loss's own parameters, and the settings in which a run may give others than the algorithm's.
+SETTING_OF_BOUND: dict[str, str] = {
+    "clip_left": "clip_range_left",
+    "clip_right": "clip_range_right",
+    "ratio_cap": "ratio_cap",
+    "temperature_positive": "sapo_temperature_positive",
+    "temperature_negative": "sapo_temperature_negative",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Objective:
-    """What one step minimises: the table's row with the run's own settings filled in."""
+class AlgorithmRow:
+    """One algorithm: its loss and the defaults of its paper.
 
-    loss: LossFunction
-    clip_left: float
-    clip_right: float
-    loss_aggregation: LossAggregation
-    kl_coefficient: float
-    kl_estimator: KLEstimator
-    importance_sampling_cap: float | None
+    Attributes:
+        loss: of `objective.LOSSES`.
+        bounds: the loss's own parameters by name, and their defaults; None = no such bound.
+        loss_aggregation: how tokens are weighed against each other.
+        advantage_baseline: what is taken off a reward.
+        scale_advantages: whether it is then divided by the standard deviation.
+        resampling_rounds: how often groups without spread are replaced by other scenarios' groups.
+        overlong_buffer: the share of an answer's room in which length begins to cost; 0 = none.
+    """
+
+    loss: LossName
+    bounds: Mapping[str, float | None]
+    loss_aggregation: LossAggregation = "sequence_mean"
+    advantage_baseline: AdvantageBaseline = "group"
+    scale_advantages: bool = True
+    resampling_rounds: int = 0
+    overlong_buffer: float = 0.0
+
+    @property
+    def can_credit_turns(self) -> bool:
+        """False where one ratio, and so one advantage, stands for the whole conversation."""
+        return self.loss != "sequence_ratio"
 
 
-def objective_of(config: TrainingConfig) -> Objective:
-    """The objective of a run: what the config leaves None is the algorithm's default."""
-    row = ALGORITHMS[config.algorithm]
-    left, right = config.clip_range_left, config.clip_range_right
-    return Objective(
-        loss=row.loss,
-        clip_left=row.clip_left if left is None else left,
-        clip_right=row.clip_right if right is None else right,
-        loss_aggregation=config.loss_aggregation or row.loss_aggregation,
-        kl_coefficient=config.kl_coefficient,
-        kl_estimator=config.kl_estimator,
-        importance_sampling_cap=config.importance_sampling_cap,
-    )
+def _clips(left: float, right: float) -> dict[str, float | None]:
+    return {"clip_left": left, "clip_right": right, "ratio_cap": None}
+
+
+ALGORITHMS: dict[Algorithm, AlgorithmRow] = {
+    # arXiv:2402.03300, with the wider upper clip of DAPO, which keeps exploration alive
+    "grpo": AlgorithmRow("token_ratio", _clips(0.2, 0.28)),
+    # arXiv:2503.20783: neither a conversation's length nor a group's spread weighs anything
+    "dr_grpo": AlgorithmRow(
+        "token_ratio", _clips(0.2, 0.2), loss_aggregation="fixed_length", scale_advantages=False
+    ),
+    # GRPO normalised by the tokens of the batch
+    "bnpo": AlgorithmRow("token_ratio", _clips(0.2, 0.2), loss_aggregation="token_mean"),
+    # arXiv:2503.14476: clip-higher, token-level loss, dynamic sampling, overlong shaping (section
+    # 4.1: a buffer of 4,096 in 20,480 tokens)
+    "dapo": AlgorithmRow(
+        "token_ratio",
+        _clips(0.2, 0.28),
+        loss_aggregation="token_mean",
+        resampling_rounds=3,
+        overlong_buffer=0.2,
+    ),
+    # clips of section 5.1 of arXiv:2507.18071
+    "gspo": AlgorithmRow("sequence_ratio", _clips(3e-4, 4e-4)),
+    "gspo_token": AlgorithmRow("sequence_ratio_by_token", _clips(3e-4, 4e-4)),
+    # arXiv:2506.13585 leaves its bound open; 5 in all is what Khatri et al. 2025 (arXiv:2510.13786)
+    # scaled with
+    "cispo": AlgorithmRow(
+        "cispo", {"clip_left": None, "clip_right": 4.0}, loss_aggregation="token_mean"
+    ),
+    # temperatures of arXiv:2511.20347
+    "sapo": AlgorithmRow("sapo", {"temperature_positive": 1.0, "temperature_negative": 1.05}),
+    # Ahmadian et al. 2024 (arXiv:2402.14740): the others' mean as baseline; a conversation is one
+    # action, so its log-probs are summed; the clip matters off-policy only
+    "rloo": AlgorithmRow(
+        "token_ratio",
+        _clips(0.2, 0.2),
+        loss_aggregation="sequence_sum",
+        advantage_baseline="leave_one_out",
+        scale_advantages=False,
+    ),
+    # Hu 2025 (arXiv:2501.03262): rewards normalised over the whole batch
+    "reinforce++": AlgorithmRow(
+        "token_ratio", _clips(0.2, 0.2), loss_aggregation="token_mean", advantage_baseline="batch"
+    ),
+}

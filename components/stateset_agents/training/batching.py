@@ -17,8 +17,9 @@ import torch
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.inference.token_prefix import common_prefix_length
 from stateset_agents.rollout.rows import trajectory_rows
+from stateset_agents.training.algorithms import LossAggregation
 from stateset_agents.training.batch import TrainingBatch
-from stateset_agents.training.config import LossAggregation, TrainingConfig
+from stateset_agents.training.config import TrainingConfig
 
 # Below this many tokens a second call of the model costs more than the shared prefix saves.
 MIN_SHARED_PREFIX = 16
@@ -220,16 +221,25 @@ def token_weights(
 
     `sequence_mean` (GRPO): 1 / (trajectories x sampled tokens of the trajectory).
     `token_mean` (DAPO): 1 / sampled tokens of the step.
+    `sequence_sum` (RLOO): 1 / trajectories.
     `fixed_length` (Dr. GRPO): 1 / (trajectories x max_completion_length).
+    `token_sum`: 1.
+
+    Trajectories are those of `rows`. One in which nothing was sampled has no row and does not count
+    here; in the baseline it does.
     """
     tokens: dict[int, int] = {}
     for row in rows:
         tokens[row.trajectory] = tokens.get(row.trajectory, 0) + sum(row.loss_mask)
-    if aggregation == "token_mean":
-        return [1 / sum(tokens.values())] * len(rows)
-    if aggregation == "fixed_length":
-        return [1 / (len(tokens) * max_completion_length)] * len(rows)
-    return [1 / (len(tokens) * tokens[row.trajectory]) for row in rows]
+    if aggregation == "sequence_mean":
+        return [1 / (len(tokens) * tokens[row.trajectory]) for row in rows]
+    divisors = {
+        "token_mean": sum(tokens.values()),
+        "sequence_sum": len(tokens),
+        "fixed_length": len(tokens) * max_completion_length,
+        "token_sum": 1,
+    }
+    return [1 / divisors[aggregation]] * len(rows) if rows else []
 
 
 def _shared_prefixes(rows: Sequence[StepRow]) -> list[int]:

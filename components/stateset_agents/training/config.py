@@ -2,27 +2,41 @@
 
 Owns every number that the optimisation reads, and the check that they can work together. It does
 not know torch (loading a configuration stays cheap) nor what an algorithm computes; an algorithm's
-vetted defaults stand in `algorithms.py` and fill what is None here.
+vetted defaults stand in `algorithms.py` and hold where a setting is None here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
 from stateset_agents.settings import Settings
+from stateset_agents.training.algorithms import (
+    ALGORITHMS,
+    SETTING_OF_BOUND,
+    AdvantageBaseline,
+    Algorithm,
+    AlgorithmRow,
+    LossAggregation,
+)
 
-Algorithm = Literal["grpo", "gspo"]
-AdvantageBaseline = Literal["group", "batch", "none"]
 Credit = Literal["episode", "turn"]
-LossAggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
+ImportanceSampling = Literal["truncate", "mask"]
+ImportanceSamplingLevel = Literal["token", "sequence"]
 KLEstimator = Literal["k1", "k2", "k3"]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 # They say when to look and to save, not what is computed: a run may be resumed with others.
 SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {"save_steps", "save_total_limit", "logging_steps", "kl_sample_rows"}
+    {
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "kl_sample_rows",
+        "sampling_difference_limit",
+    }
 )
 
 
@@ -36,7 +50,8 @@ class TrainingConfig(Settings):
     """
 
     algorithm: Algorithm = "grpo"
-    """`grpo` (token-level ratios) or `gspo` (one ratio per conversation)."""
+    """A row of the table in `algorithms.py`; `docs/algorithms.md` says when to use which. A setting
+    below whose default is None takes the row's."""
     seed: int = Field(default=0, ge=0)
     """Decides adapter initialisation, the order of scenarios and every sample."""
 
@@ -48,14 +63,23 @@ class TrainingConfig(Settings):
     """Groups in one optimizer step, before they are multiplied by the next setting."""
     gradient_accumulation_steps: int = Field(default=4, ge=1)
     """Times `per_device_train_batch_size` groups before one optimizer step."""
-    num_generations: int = Field(default=16, ge=2)
-    """Conversations per scenario: the group G that an advantage compares. At least 2."""
+    num_generations: int = Field(default=16, ge=1)
+    """Conversations per scenario: the group G that an advantage compares. 1 only where the baseline
+    is not the group's."""
     warm_start_steps: int = Field(default=0, ge=0)
     """Steps of imitation of demonstrations before the first conversation is played. 0: none."""
     warm_start_batch_size: int = Field(default=16, ge=1)
     """Demonstrations in one such step."""
     num_iterations: int = Field(default=1, ge=1)
     """Optimizer steps on one batch of conversations; above 1 the later ones are off-policy."""
+    off_policy_steps: int = Field(default=0, ge=0, le=1)
+    """1: the conversations of a step are sampled with the weights before the previous step's
+    update, so that playing and updating may overlap; importance sampling corrects for it. 0: with
+    the newest weights."""
+    resampling_rounds: int | None = Field(default=None, ge=0)
+    """Groups whose rewards are all equal teach nothing; they are replaced by groups of further
+    scenarios, at most so many times in one step (DAPO's dynamic sampling). 0: never. None: the
+    algorithm's own."""
 
     learning_rate: float = Field(default=5e-6, gt=0)
     """Peak learning rate. LoRA usually wants ten to a hundred times that of full weights."""
@@ -81,25 +105,40 @@ class TrainingConfig(Settings):
     """Tokens from the first sampled one on, the user's words between answers included. What lies
     beyond is not trained on and counted (`rows/cut_tokens`). The main limit on memory."""
 
-    advantage_baseline: AdvantageBaseline = "group"
-    """Mean that is taken off a reward: of its group, of the whole step, or none."""
-    scale_advantages: bool = True
-    """Divide by the standard deviation of what the baseline was taken from."""
+    advantage_baseline: AdvantageBaseline | None = None
+    """What is taken off a reward: the mean of its `group`, of the group's other conversations
+    (`leave_one_out`), of the whole step (`batch`), or nothing (`none`). None: the algorithm's own.
+    """
+    scale_advantages: bool | None = None
+    """Divide by the standard deviation of what the baseline was taken from. None: the algorithm's
+    own."""
+    overlong_buffer: float | None = Field(default=None, ge=0, lt=1)
+    """Share of `max_new_tokens` at its end in which an answer's length costs reward: nothing where
+    the buffer begins, 1 where the answer was cut off (DAPO's overlong shaping). 0: never. None: the
+    algorithm's own."""
     credit: Credit = "episode"
     """What an answer's tokens are credited with: the reward of the whole conversation (`episode`),
     or their own turn's, compared with the same turn of the group's other conversations (`turn`;
-    needs a reward that tells turns apart, and an algorithm with a ratio per token)."""
+    needs a reward that tells turns apart, and an algorithm other than `gspo`)."""
     turn_discount: float = Field(default=0.0, ge=0, le=1)
     """With `credit: turn`, the share of each later turn's reward that an answer is credited with.
     0: its own turn alone; 1: all that follows."""
     loss_aggregation: LossAggregation | None = None
-    """`sequence_mean`: every conversation counts the same; `token_mean`: every token of the step;
-    `fixed_length`: tokens summed, divided by conversations x `max_completion_length`. None: the
+    """How tokens' losses become the step's. `sequence_mean`: every conversation counts the same;
+    `token_mean`: every token of the step; `sequence_sum`: tokens summed, divided by conversations;
+    `fixed_length`: that, divided by `max_completion_length`; `token_sum`: a plain sum. None: the
     algorithm's own."""
     clip_range_left: float | None = Field(default=None, gt=0, lt=1)
     """Lower clip: ratios below 1 - this do not push further down. None: the algorithm's own."""
     clip_range_right: float | None = Field(default=None, gt=0)
     """Upper clip: ratios above 1 + this do not push further up. None: the algorithm's own."""
+    ratio_cap: float | None = Field(default=None, gt=1)
+    """Above this ratio an answer that was bad is not pushed down any harder ("two-sided clipping",
+    `delta` elsewhere). None: no cap."""
+    sapo_temperature_positive: float | None = Field(default=None, gt=0)
+    """How fast `sapo`'s gate closes on what was good. None: the algorithm's own."""
+    sapo_temperature_negative: float | None = Field(default=None, gt=0)
+    """How fast `sapo`'s gate closes on what was not. None: the algorithm's own."""
     kl_coefficient: float = Field(
         default=0.0, ge=0, validation_alias=AliasChoices("kl_coefficient", "beta", "kl_penalty")
     )
@@ -107,12 +146,25 @@ class TrainingConfig(Settings):
     0: no reference pass but for the small sample that the metrics show."""
     kl_estimator: KLEstimator = "k3"
     """How the divergence is estimated from one sample; `losses.kl_divergence` has the formulas."""
+    kl_bias_correction: bool = False
+    """Weigh each token's divergence by its ratio to the old policy, so that its gradient is that of
+    the KL divergence itself off-policy as well (DeepSeek-V3.2, arXiv:2512.02556)."""
     kl_sample_rows: int = Field(default=2, ge=0)
     """Rows per step on which KL is measured when its weight is 0. 0: not measured, and full
     training keeps no frozen copy of the base model."""
+    importance_sampling: ImportanceSampling = "truncate"
+    """What corrects for the engine's log-probs differing from training's: a token's loss is weighed
+    by the ratio of the two, which is `truncate`d at the cap, or taken to be 0 where it leaves the
+    band between floor and cap (`mask`). `losses.importance_weights` has the papers."""
+    importance_sampling_level: ImportanceSamplingLevel = "token"
+    """A ratio for each `token`, or one for all that was sampled in one context (`sequence`)."""
     importance_sampling_cap: float | None = Field(default=2.0, gt=0)
-    """Cap of the weight that corrects for the engine's log-probs differing from training's
-    (truncated importance sampling). None: no correction."""
+    """Highest ratio. None: no correction."""
+    importance_sampling_floor: float = Field(default=0.0, ge=0)
+    """Lowest ratio with `importance_sampling: mask`, such as 0.5. 0: none."""
+    sampling_difference_limit: float = Field(default=0.1, gt=0)
+    """A run warns when the engine's log-probs differ from training's by more than this, in nats, on
+    the mean of a step's tokens."""
 
     bf16: bool = True
     """Compute in bfloat16; what the optimizer changes stays float32. False: all in float32."""
@@ -142,7 +194,10 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        problems = []
+        problems = [
+            *self._problems_of_algorithm(ALGORITHMS[self.algorithm]),
+            *self._problems_of_corrections(),
+        ]
         if self.lora_dropout and not self.use_lora:
             problems.append(
                 f"lora_dropout={self.lora_dropout} has no effect with use_lora=False: "
@@ -152,11 +207,6 @@ class TrainingConfig(Settings):
             problems.append(
                 f'turn_discount={self.turn_discount} has no effect with credit="episode": '
                 'set credit="turn" or turn_discount=0'
-            )
-        if self.credit == "turn" and self.algorithm == "gspo":
-            problems.append(
-                'credit="turn" cannot work with algorithm="gspo", which has one ratio and one '
-                'advantage per conversation: set credit="episode" or algorithm="grpo"'
             )
         if self.lora_target_modules != "all-linear" and not self.lora_target_modules:
             problems.append(
@@ -172,6 +222,69 @@ class TrainingConfig(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _problems_of_algorithm(self, row: AlgorithmRow) -> Iterator[str]:
+        if self.credit == "turn" and not row.can_credit_turns:
+            yield (
+                f'credit="turn" cannot work with algorithm="{self.algorithm}", which has one ratio '
+                'and one advantage per conversation: set credit="episode" or '
+                'algorithm="gspo_token"'
+            )
+        for bound, setting in SETTING_OF_BOUND.items():
+            value = getattr(self, setting)
+            if value is not None and bound not in row.bounds:
+                takes = ", ".join(SETTING_OF_BOUND[name] for name in row.bounds)
+                yield (
+                    f'{setting}={value} has no effect with algorithm="{self.algorithm}", whose '
+                    f"loss takes {takes}: leave it out"
+                )
+        baseline = self.advantage_baseline or row.advantage_baseline
+        compared = self.num_generations
+        if baseline == "batch":
+            compared *= self.groups_per_step
+        if baseline != "none" and compared < 2:
+            whom = "step" if baseline == "batch" else "group"
+            yield (
+                f'num_generations={self.num_generations} leaves advantage_baseline="{baseline}" '
+                f"(set, or of algorithm={self.algorithm!r}) one conversation per {whom}, which has "
+                "nothing to be compared with: raise num_generations, or set another "
+                "advantage_baseline"
+            )
+        if self.resampling_rounds and self.num_generations == 1:
+            yield (
+                f"resampling_rounds={self.resampling_rounds} cannot work with num_generations=1: a "
+                "group of one never has spread; set resampling_rounds=0"
+            )
+
+    def _problems_of_corrections(self) -> Iterator[str]:
+        if self.kl_bias_correction and not self.kl_coefficient:
+            yield (
+                "kl_bias_correction=True has no effect with kl_coefficient=0: set kl_coefficient "
+                "above 0 or kl_bias_correction=False"
+            )
+        cap, floor = self.importance_sampling_cap, self.importance_sampling_floor
+        if cap is None and self.importance_sampling == "mask":
+            yield (
+                'importance_sampling="mask" has no band without importance_sampling_cap: set a cap '
+                'such as 5.0, or importance_sampling="truncate" for no correction'
+            )
+        if cap is None and self.off_policy_steps:
+            yield (
+                f"off_policy_steps={self.off_policy_steps} needs importance sampling, which "
+                "importance_sampling_cap=None turns off: set a cap such as 2.0, or "
+                "off_policy_steps=0"
+            )
+        if floor and self.importance_sampling == "truncate":
+            yield (
+                f'importance_sampling_floor={floor} has no effect with importance_sampling="'
+                'truncate", which lowers weights alone: set importance_sampling="mask" or '
+                "importance_sampling_floor=0"
+            )
+        if cap is not None and floor >= cap:
+            yield (
+                f"importance_sampling_floor={floor} is not below importance_sampling_cap={cap}, so "
+                "no token would count: lower the floor or raise the cap"
+            )
 
     @property
     def groups_per_step(self) -> int:

@@ -10,11 +10,16 @@ reaches a result or a gradient.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from stateset_agents.training.config import KLEstimator
+from stateset_agents.training.config import (
+    ImportanceSampling,
+    ImportanceSamplingLevel,
+    KLEstimator,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +28,8 @@ class TokenLosses:
 
     Attributes:
         loss: `(B, T)`, to be minimised; 0 where `loss_mask` is False.
-        clipped: `(B, T)` bool, True = the clip holds, so this token has no gradient.
+        clipped: `(B, T)` bool, True = the clip holds: this token has no gradient, or (CISPO) one
+            whose weight is the bound.
         ratio: `(B, T)`, detached; the policy's probability over that of the old policy.
     """
 
@@ -40,16 +46,23 @@ def grpo_loss(
     *,
     clip_left: float,
     clip_right: float,
+    ratio_cap: float | None = None,
 ) -> TokenLosses:
     """-min(r A, clip(r, 1 - left, 1 + right) A) with r = pi(token) / pi_old(token).
 
     PPO's surrogate (Schulman et al. 2017, arXiv:1707.06347) on group-relative advantages (GRPO,
     Shao et al. 2024, arXiv:2402.03300); unequal clips are DAPO's "clip higher" (Yu et al. 2025,
-    arXiv:2503.14476).
+    arXiv:2503.14476). `ratio_cap` bounds r in the first term as well, so that a bad token that has
+    become far likelier cannot take over the step (INTELLECT-2, 2025, arXiv:2505.07291).
     """
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
     return _clipped_surrogate(
-        log_ratio.exp(), advantages, loss_mask, clip_left=clip_left, clip_right=clip_right
+        log_ratio.exp(),
+        advantages,
+        loss_mask,
+        clip_left=clip_left,
+        clip_right=clip_right,
+        ratio_cap=ratio_cap,
     )
 
 
@@ -61,6 +74,7 @@ def gspo_loss(
     *,
     clip_left: float,
     clip_right: float,
+    ratio_cap: float | None = None,
 ) -> TokenLosses:
     """The same surrogate with one ratio per row, s = exp(mean over its tokens of log r).
 
@@ -69,10 +83,90 @@ def gspo_loss(
     that was sampled in one unbroken context.
     """
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
-    tokens = loss_mask.sum(dim=-1, keepdim=True).clamp(min=1)
-    sequence_ratio = (log_ratio.sum(dim=-1, keepdim=True) / tokens).exp().expand_as(log_ratio)
     return _clipped_surrogate(
-        sequence_ratio, advantages, loss_mask, clip_left=clip_left, clip_right=clip_right
+        _sequence_mean(log_ratio, loss_mask).exp(),
+        advantages,
+        loss_mask,
+        clip_left=clip_left,
+        clip_right=clip_right,
+        ratio_cap=ratio_cap,
+    )
+
+
+def gspo_token_loss(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    *,
+    clip_left: float,
+    clip_right: float,
+    ratio_cap: float | None = None,
+) -> TokenLosses:
+    """GSPO with an advantage per token: the ratio is sg[s] pi / sg[pi], sg = no gradient.
+
+    Equation 13 of arXiv:2507.18071. Its value is the row's s everywhere and its gradient each
+    token's own, so with one advantage per row loss and gradient are GSPO's.
+    """
+    log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
+    own = _masked(policy_logprobs, loss_mask)
+    sequence = _sequence_mean(log_ratio, loss_mask).detach()
+    return _clipped_surrogate(
+        (sequence + own - own.detach()).exp(),
+        advantages,
+        loss_mask,
+        clip_left=clip_left,
+        clip_right=clip_right,
+        ratio_cap=ratio_cap,
+    )
+
+
+def cispo_loss(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    *,
+    clip_left: float | None,
+    clip_right: float,
+) -> TokenLosses:
+    """-sg[clip(r, 1 - left, 1 + right)] A log pi: the weight is bounded, no token is dropped.
+
+    CISPO, MiniMax-M1, 2025 (arXiv:2506.13585), equations 4 and 5; `clip_left` None, as there, is
+    no lower bound. The loss's value has no meaning beyond its gradient.
+    """
+    ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp().detach()
+    lowest = None if clip_left is None else 1 - clip_left
+    weight = ratio.clamp(min=lowest, max=1 + clip_right)
+    return TokenLosses(
+        loss=_masked(-weight * advantages * policy_logprobs, loss_mask),
+        clipped=(weight != ratio) & loss_mask,
+        ratio=ratio,
+    )
+
+
+def sapo_loss(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    *,
+    temperature_positive: float,
+    temperature_negative: float,
+) -> TokenLosses:
+    """-f(r) A with f(r) = 4 / tau * sigmoid(tau (r - 1)): a gate that fades instead of a clip.
+
+    SAPO, Gao et al. 2025 (arXiv:2511.20347), equations 5 and 6. f'(1) = 1, so on-policy the
+    gradient is that of the ratio. tau is `temperature_positive` where A > 0; a higher one for the
+    others damps what pushes tokens down.
+    """
+    ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp()
+    tau = torch.where(advantages > 0, temperature_positive, temperature_negative)
+    gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+    return TokenLosses(
+        loss=_masked(-gate * advantages, loss_mask),
+        clipped=torch.zeros_like(loss_mask),
+        ratio=ratio.detach(),
     )
 
 
@@ -82,34 +176,64 @@ def kl_divergence(
     loss_mask: torch.Tensor,
     *,
     estimator: KLEstimator = "k3",
+    old_logprobs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """KL(policy || reference) per token, estimated from the sampled token alone.
 
     With d = log pi_ref - log pi: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1 (Schulman 2020,
     "Approximating KL divergence"). k1 and k3 are unbiased; k2 and k3 are never negative. As a term
     of a loss k3 is GRPO's equation 4; k1's gradient has mean 0, so it measures and does not steer.
+
+    With `old_logprobs` it is multiplied by the token's ratio pi / pi_old, gradient included, which
+    makes k1's and k3's gradients those of the divergence itself, off-policy too (DeepSeek-V3.2,
+    2025, arXiv:2512.02556, equation 7). The ratio is the token's for every algorithm: a sequence's
+    would not have that property.
     """
     difference = _masked(reference_logprobs - policy_logprobs, loss_mask)
     if estimator == "k1":
-        return -difference
-    if estimator == "k2":
-        return difference.square() / 2
-    return difference.exp() - difference - 1
+        divergence = -difference
+    elif estimator == "k2":
+        divergence = difference.square() / 2
+    else:
+        divergence = difference.exp() - difference - 1
+    if old_logprobs is None:
+        return divergence
+    return divergence * _masked(policy_logprobs - old_logprobs, loss_mask).exp()
 
 
-def truncated_importance_weights(
+def importance_weights(
     old_logprobs: torch.Tensor,
     sampling_logprobs: torch.Tensor,
     loss_mask: torch.Tensor,
     *,
     cap: float,
+    floor: float = 0.0,
+    mode: ImportanceSampling = "truncate",
+    level: ImportanceSamplingLevel = "token",
 ) -> torch.Tensor:
-    """min(pi_old / pi_sampling, cap), detached: corrects for the engine computing log-probs a
-    little differently than training does (Yao et al. 2025, "Your efficient RL framework secretly
-    brings you off-policy RL training").
+    """pi_old / pi_sampling, held in a band, detached: corrects for conversations that another
+    policy sampled than the one that training takes for the old one, be it an engine that computes
+    log-probs a little differently or weights that are a step behind.
+
+    `truncate`: min(ratio, cap) (TIS, Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training"). `mask`: the ratio where floor <= ratio <= cap, else 0 (IcePop,
+    Ring-1T, 2025, arXiv:2510.18855, with 0.5 and 5). The ratio is a token's, or with
+    `level="sequence"` the product over the row's sampled tokens (MIS, Liu et al. 2025, "When speed
+    kills stability").
     """
     log_ratio = _masked(old_logprobs.detach() - sampling_logprobs, loss_mask)
-    return log_ratio.exp().clamp(max=cap)
+    if level == "sequence":
+        log_ratio = log_ratio.sum(dim=-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    if mode == "truncate":
+        return _masked(ratio.clamp(max=cap), loss_mask)
+    return _masked(ratio, loss_mask & (ratio >= floor) & (ratio <= cap))
+
+
+def _sequence_mean(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """Mean over a row's sampled tokens, at each of its places; `values` is 0 elsewhere."""
+    tokens = loss_mask.sum(dim=-1, keepdim=True).clamp(min=1)
+    return (values.sum(dim=-1, keepdim=True) / tokens).expand_as(values)
 
 
 def _clipped_surrogate(
@@ -119,12 +243,15 @@ def _clipped_surrogate(
     *,
     clip_left: float,
     clip_right: float,
+    ratio_cap: float | None,
 ) -> TokenLosses:
-    kept = ratio * advantages
+    cap = math.inf if ratio_cap is None else ratio_cap
+    kept = ratio.clamp(max=cap) * advantages
     bounded = ratio.clamp(1 - clip_left, 1 + clip_right) * advantages
-    clipped = ((ratio < 1 - clip_left) & (advantages < 0)) | (
-        (ratio > 1 + clip_right) & (advantages > 0)
-    )
+    # where the advantage is negative, the cap holds alone: the clip's upper bound is the smaller
+    too_low = (ratio < 1 - clip_left) | (ratio > max(cap, 1 + clip_right))
+    too_high = ratio > min(cap, 1 + clip_right)
+    clipped = (too_low & (advantages < 0)) | (too_high & (advantages > 0))
     return TokenLosses(
         loss=_masked(-torch.minimum(kept, bounded), loss_mask),
         clipped=clipped & loss_mask,

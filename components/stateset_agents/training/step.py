@@ -16,16 +16,12 @@ import torch
 from accelerate import Accelerator
 
 from stateset_agents.exceptions import NonFiniteLossError
-from stateset_agents.training.algorithms import Objective, objective_of
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import micro_batches
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.logprobs import TokenLogprobs, batch_logprobs
-from stateset_agents.training.losses import (
-    TokenLosses,
-    kl_divergence,
-    truncated_importance_weights,
-)
+from stateset_agents.training.losses import TokenLosses, kl_divergence
+from stateset_agents.training.objective import Objective, objective_of, weighted_loss
 from stateset_agents.training.policy import Policy
 
 
@@ -125,37 +121,6 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
     policy.refresh()
 
     return StepResult(logprobs, _finish(sums, float(norm), rate))
-
-
-def weighted_loss(
-    policy_logprobs: torch.Tensor, batch: TrainingBatch, objective: Objective
-) -> tuple[torch.Tensor, TokenLosses]:
-    """The (micro-)batch's part of the step's loss, a scalar, and the policy loss by token.
-
-    sum over sampled tokens of loss_weight * (importance weight * policy loss + kl_coefficient * KL)
-    """
-    old = policy_logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-    losses = objective.loss(
-        policy_logprobs,
-        old,
-        batch.advantages,
-        batch.loss_mask,
-        clip_left=objective.clip_left,
-        clip_right=objective.clip_right,
-    )
-    per_token = losses.loss
-    if objective.importance_sampling_cap is not None:
-        per_token = per_token * truncated_importance_weights(
-            old, batch.sampling_logprobs, batch.loss_mask, cap=objective.importance_sampling_cap
-        )
-    if objective.kl_coefficient > 0 and batch.reference_logprobs is not None:
-        per_token = per_token + objective.kl_coefficient * kl_divergence(
-            policy_logprobs,
-            batch.reference_logprobs,
-            batch.loss_mask,
-            estimator=objective.kl_estimator,
-        )
-    return (batch.loss_weights * per_token).sum(), losses
 
 
 def reference_logprobs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:

@@ -28,8 +28,8 @@ from stateset_agents.training.batching import StepRows, make_batch, step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
 from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
-from stateset_agents.training.losses import grpo_loss
 from stateset_agents.training.metrics import reward_metrics, row_metrics, with_rates
+from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.scenario_order import scenarios_of_step
@@ -215,12 +215,7 @@ class Trainer:
 
     async def _warm_start(self, learner: Learner) -> None:
         """Imitate the demonstrations. No checkpoint falls into it: killed, it is done again."""
-        imitation = replace(
-            learner,
-            objective=replace(
-                learner.objective, loss=grpo_loss, kl_coefficient=0.0, importance_sampling_cap=None
-            ),
-        )
+        imitation = replace(learner, objective=imitation_of(learner.objective))
         tokenizer = self.agent.engine.tokenizer
         for step in range(self.config.warm_start_steps):
             batch = demonstration_batch(self.demonstrations, step, tokenizer, self.config)
@@ -251,7 +246,7 @@ class Trainer:
         # 3. rows and advantages
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
-        advantages = step_advantages(rows, config)
+        advantages = step_advantages(rows, learner.objective)
         # 4. batch
         batch = make_batch(
             rows,

@@ -1,0 +1,163 @@
+"""What one optimizer step minimises: an algorithm's row with a run's own settings filled in.
+
+Owns which function a loss's name stands for, and how policy loss, importance weights, KL term and
+token weights become one number. It does not know models, conversations, nor how log-probs come
+about.
+
+Notation: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+import torch
+
+from stateset_agents.training.algorithms import (
+    ALGORITHMS,
+    SETTING_OF_BOUND,
+    AdvantageBaseline,
+    LossAggregation,
+    LossName,
+)
+from stateset_agents.training.batch import TrainingBatch
+from stateset_agents.training.config import (
+    Credit,
+    ImportanceSampling,
+    ImportanceSamplingLevel,
+    KLEstimator,
+    TrainingConfig,
+)
+from stateset_agents.training.losses import (
+    TokenLosses,
+    cispo_loss,
+    grpo_loss,
+    gspo_loss,
+    gspo_token_loss,
+    importance_weights,
+    kl_divergence,
+    sapo_loss,
+)
+
+LOSSES: dict[LossName, Callable[..., TokenLosses]] = {
+    "token_ratio": grpo_loss,
+    "sequence_ratio": gspo_loss,
+    "sequence_ratio_by_token": gspo_token_loss,
+    "cispo": cispo_loss,
+    "sapo": sapo_loss,
+}
+
+_Value = TypeVar("_Value")
+
+
+class LossFunction(Protocol):
+    """A per-token policy loss whose bounds are filled in; every tensor is `(B, T)`."""
+
+    def __call__(
+        self,
+        policy_logprobs: torch.Tensor,
+        old_logprobs: torch.Tensor,
+        advantages: torch.Tensor,
+        loss_mask: torch.Tensor,
+    ) -> TokenLosses:
+        """See `losses.grpo_loss`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A run's objective; the fields are `TrainingConfig`'s of the same name, with nothing left to
+    the algorithm, but for `loss`, which has its bounds filled in.
+    """
+
+    loss: LossFunction
+    loss_aggregation: LossAggregation
+    advantage_baseline: AdvantageBaseline
+    scale_advantages: bool
+    credit: Credit
+    turn_discount: float
+    resampling_rounds: int
+    overlong_buffer: float
+    kl_coefficient: float
+    kl_estimator: KLEstimator
+    kl_bias_correction: bool
+    importance_sampling: ImportanceSampling
+    importance_sampling_level: ImportanceSamplingLevel
+    importance_sampling_cap: float | None
+    importance_sampling_floor: float
+
+
+def objective_of(config: TrainingConfig) -> Objective:
+    """The objective of a run: what the config leaves None is the algorithm's default."""
+    row = ALGORITHMS[config.algorithm]
+    bounds = {
+        bound: _either(getattr(config, SETTING_OF_BOUND[bound]), default)
+        for bound, default in row.bounds.items()
+    }
+    return Objective(
+        loss=partial(LOSSES[row.loss], **bounds),
+        loss_aggregation=_either(config.loss_aggregation, row.loss_aggregation),
+        advantage_baseline=_either(config.advantage_baseline, row.advantage_baseline),
+        scale_advantages=_either(config.scale_advantages, row.scale_advantages),
+        credit=config.credit,
+        turn_discount=config.turn_discount,
+        resampling_rounds=_either(config.resampling_rounds, row.resampling_rounds),
+        overlong_buffer=_either(config.overlong_buffer, row.overlong_buffer),
+        kl_coefficient=config.kl_coefficient,
+        kl_estimator=config.kl_estimator,
+        kl_bias_correction=config.kl_bias_correction,
+        importance_sampling=config.importance_sampling,
+        importance_sampling_level=config.importance_sampling_level,
+        importance_sampling_cap=config.importance_sampling_cap,
+        importance_sampling_floor=config.importance_sampling_floor,
+    )
+
+
+def imitation_of(objective: Objective) -> Objective:
+    """The objective under which a step on advantage 1 is one of imitation: on-policy, the gradient
+    of the surrogate is that of the negative log-likelihood, and nothing is held back or corrected.
+    """
+    return replace(
+        objective,
+        loss=partial(grpo_loss, clip_left=0.2, clip_right=0.2),
+        kl_coefficient=0.0,
+        importance_sampling_cap=None,
+    )
+
+
+def weighted_loss(
+    policy_logprobs: torch.Tensor, batch: TrainingBatch, objective: Objective
+) -> tuple[torch.Tensor, TokenLosses]:
+    """The (micro-)batch's part of the step's loss, a scalar, and the policy loss by token.
+
+    sum over sampled tokens of loss_weight * (importance weight * policy loss + kl_coefficient * KL)
+    """
+    old = policy_logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    losses = objective.loss(policy_logprobs, old, batch.advantages, batch.loss_mask)
+    per_token = losses.loss
+    if objective.importance_sampling_cap is not None:
+        per_token = per_token * importance_weights(
+            old,
+            batch.sampling_logprobs,
+            batch.loss_mask,
+            cap=objective.importance_sampling_cap,
+            floor=objective.importance_sampling_floor,
+            mode=objective.importance_sampling,
+            level=objective.importance_sampling_level,
+        )
+    if objective.kl_coefficient > 0 and batch.reference_logprobs is not None:
+        per_token = per_token + objective.kl_coefficient * kl_divergence(
+            policy_logprobs,
+            batch.reference_logprobs,
+            batch.loss_mask,
+            estimator=objective.kl_estimator,
+            old_logprobs=old if objective.kl_bias_correction else None,
+        )
+    return (batch.loss_weights * per_token).sum(), losses
+
+
+def _either(setting: _Value | None, default: _Value) -> _Value:
+    return default if setting is None else setting
