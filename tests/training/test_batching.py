@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -59,6 +61,46 @@ def test_a_failed_conversation_gives_no_row_and_no_reward_and_is_counted() -> No
     assert rows.counts["failed"] == 1
 
 
+@pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
+def test_a_conversation_whose_reward_is_no_number_is_left_out_and_counted(reward: float) -> None:
+    bad = conversation((range(4), range(4, 7)), reward=reward)
+    fine = conversation((range(4), range(4, 6)), reward=0.5)
+
+    rows = step_rows([group_of(bad, fine)], TrainingConfig())
+
+    assert rows.rewards.tolist() == [0.5]
+    assert [row.token_ids for row in rows.rows] == [tuple(range(6))]
+    assert rows.counts["nonfinite_rewards"] == 1
+
+
+def test_a_turn_whose_reward_is_no_number_takes_its_conversation_out() -> None:
+    talk = MultiTurnTrajectory("t", [ConversationTurn("assistant", "a", reward=math.nan)])
+
+    rows = step_rows([group_of(talk, conversation(reward=0.5))], TrainingConfig())
+
+    assert (len(rows.rewards), rows.counts["nonfinite_rewards"]) == (1, 1)
+
+
+def test_without_a_single_reward_that_is_a_number_the_step_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="all 2 conversations of this step are NaN or infinite"):
+        step_rows([group_of(*[conversation(reward=math.nan)] * 2)], TrainingConfig())
+
+
+def test_the_longest_call_of_a_turn_is_the_length_of_its_answer() -> None:
+    talk = MultiTurnTrajectory(
+        trajectory_id="t",
+        turns=[ConversationTurn("assistant", "a"), ConversationTurn("assistant", "b")],
+        samples=[
+            sample(range(3), range(3, 5)),
+            sample(range(9), range(9, 13)),
+            sample(range(15), range(15, 16), turn=1),
+        ],
+    )
+
+    assert step_rows([group_of(talk)], TrainingConfig()).answer_tokens == [[4, 1]]
+    assert step_rows([group_of(conversation())], TrainingConfig()).answer_tokens == [[]]
+
+
 def test_a_conversation_in_which_nothing_was_sampled_counts_in_the_baseline_only() -> None:
     rows = step_rows([group_of(conversation(reward=0.2))], TrainingConfig())
 
@@ -84,6 +126,8 @@ def test_what_exceeds_the_lengths_is_left_out_and_counted() -> None:
         ("sequence_mean", [1 / (2 * 3), 1 / (2 * 3), 1 / 2]),
         ("token_mean", [1 / 4] * 3),
         ("fixed_length", [1 / (2 * 64)] * 3),
+        ("sequence_sum", [1 / 2] * 3),
+        ("token_sum", [1.0] * 3),
     ],
 )
 def test_tokens_of_a_split_conversation_weigh_as_if_it_were_one_row(

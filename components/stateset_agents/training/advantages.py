@@ -8,6 +8,7 @@ Notation: N trajectories of the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,6 +123,25 @@ def groups_without_spread(rewards: torch.Tensor, group_index: torch.Tensor) -> i
         bool(rewards[group_index == group].max() == rewards[group_index == group].min())
         for group in group_index.unique().tolist()
     )
+
+
+def groups_to_replace(rows: StepRows, num_groups: int, objective: Objective) -> list[int]:
+    """Which of the step's groups, counted from 0, have no two different rewards: those that dynamic
+    sampling replaces (DAPO, Yu et al. 2025, arXiv:2503.14476, equation 11).
+
+    What is compared is what advantages compare: rewards of conversations, or with turns credited
+    the returns of the same turn. A group of which everything failed, or all but one conversation,
+    is among them.
+
+    Raises:
+        TrainingError: as `step_advantages`.
+    """
+    compared = replace(objective, advantage_baseline="group", scale_advantages=False)
+    differs = step_advantages(rows, compared) != 0
+    if differs.dim() == 2:
+        differs = differs.any(dim=1)
+    teaching = set(rows.group_index[differs].tolist())
+    return [group for group in range(num_groups) if group not in teaching]
 
 
 def _within(rewards: torch.Tensor, *, baseline: AdvantageBaseline, scale: bool) -> torch.Tensor:

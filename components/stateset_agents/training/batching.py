@@ -3,11 +3,12 @@
 Owns which conversations are trained on, what each token weighs, and which rows go through the model
 together. It does not know models or losses.
 
-Notation: B rows, T tokens, N trajectories of the step that did not fail.
+Notation: B rows, T tokens, N trajectories of the step that did not fail and have a reward.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,6 +16,7 @@ from itertools import groupby
 import torch
 
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.exceptions import TrainingError
 from stateset_agents.inference.token_prefix import common_prefix_length
 from stateset_agents.rollout.rows import trajectory_rows
 from stateset_agents.training.algorithms import LossAggregation
@@ -43,12 +45,15 @@ class StepRows:
 
     Attributes:
         rows: in the order of groups and trajectories.
-        rewards: `(N,)` float64, one per trajectory that did not fail.
+        rewards: `(N,)` float64.
         group_index: `(N,)` int64.
         turn_rewards: per trajectory one number for each assistant turn; None where the reward
             function does not tell turns apart.
-        counts: `failed` trajectories, `prompt_too_long` rows, `cut_tokens`, `empty` trajectories in
-            which nothing was sampled.
+        answer_tokens: per trajectory, for each assistant turn, the tokens that were sampled in the
+            longest of its calls of the model; each call had `max_new_tokens` of room.
+        counts: `failed` trajectories, `nonfinite_rewards` (trajectories whose reward is NaN or
+            infinite, left out like failed ones), `prompt_too_long` rows, `cut_tokens`, `empty`
+            trajectories in which nothing was sampled.
     """
 
     rows: list[StepRow] = field(default_factory=list)
@@ -56,48 +61,46 @@ class StepRows:
     group_index: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     counts: dict[str, int] = field(default_factory=dict)
     turn_rewards: list[list[float] | None] = field(default_factory=list)
+    answer_tokens: list[list[int]] = field(default_factory=list)
 
 
 def step_rows(groups: Sequence[TrajectoryGroup], config: TrainingConfig) -> StepRows:
-    """Turn a step's conversations into rows; failed ones give none and take part in nothing."""
-    counts = {"failed": 0, "empty": 0, "prompt_too_long": 0, "cut_tokens": 0}
-    rows: list[StepRow] = []
+    """Turn a step's conversations into rows. Those that failed, or whose reward is no finite
+    number, give none and take part in nothing, a baseline included.
+
+    Raises:
+        TrainingError: there are conversations that did not fail, and none of them has a finite
+            reward.
+    """
+    counts = dict.fromkeys(
+        ("failed", "nonfinite_rewards", "empty", "prompt_too_long", "cut_tokens"), 0
+    )
+    step = StepRows(counts=counts)
     rewards: list[float] = []
     of_group: list[int] = []
-    of_turns: list[list[float] | None] = []
     for group_number, group in enumerate(groups):
         for trajectory in group.trajectories:
             if trajectory.failed:
                 counts["failed"] += 1
                 continue
-            number = len(rewards)
+            turn_rewards = _turn_rewards(trajectory)
+            if not all(map(math.isfinite, [trajectory.episode_reward, *(turn_rewards or [])])):
+                counts["nonfinite_rewards"] += 1
+                continue
+            step.rows += _rows_of(trajectory, len(rewards), group_number, config, counts)
+            step.turn_rewards.append(turn_rewards)
+            step.answer_tokens.append(_answer_tokens(trajectory))
             rewards.append(trajectory.episode_reward)
             of_group.append(group_number)
-            of_turns.append(_turn_rewards(trajectory))
-            found = trajectory_rows(trajectory)
-            counts["empty"] += not any(any(row.loss_mask) for row in found)
-            for row in found:
-                fitted = _fit(
-                    StepRow(
-                        tuple(row.token_ids),
-                        tuple(row.loss_mask),
-                        tuple(row.sampling_logprobs),
-                        trajectory=number,
-                        group=group_number,
-                        turn_index=row.turn_index,
-                    ),
-                    config,
-                    counts,
-                )
-                if fitted is not None:
-                    rows.append(fitted)
-    return StepRows(
-        rows,
-        torch.tensor(rewards, dtype=torch.float64),
-        torch.tensor(of_group, dtype=torch.int64),
-        counts,
-        of_turns,
-    )
+    if counts["nonfinite_rewards"] and not rewards:
+        raise TrainingError(
+            f"the rewards of all {counts['nonfinite_rewards']} conversations of this step are NaN "
+            "or infinite: a reward function must return finite numbers; single ones that are not "
+            "are left out and counted"
+        )
+    step.rewards = torch.tensor(rewards, dtype=torch.float64)
+    step.group_index = torch.tensor(of_group, dtype=torch.int64)
+    return step
 
 
 def make_batch(
@@ -144,6 +147,42 @@ def _turn_rewards(trajectory: MultiTurnTrajectory) -> list[float] | None:
     rewards = [turn.reward for turn in trajectory.assistant_turns]
     told = [reward for reward in rewards if reward is not None]
     return told if len(told) == len(rewards) else None
+
+
+def _answer_tokens(trajectory: MultiTurnTrajectory) -> list[int]:
+    last = max(0, len(trajectory.assistant_turns) - 1)
+    longest: dict[int, int] = {}
+    for sample in trajectory.samples:
+        turn = min(sample.turn, last)
+        longest[turn] = max(longest.get(turn, 0), len(sample.token_ids))
+    return [longest.get(turn, 0) for turn in range(max(longest, default=-1) + 1)]
+
+
+def _rows_of(
+    trajectory: MultiTurnTrajectory,
+    number: int,
+    group: int,
+    config: TrainingConfig,
+    counts: dict[str, int],
+) -> list[StepRow]:
+    found = trajectory_rows(trajectory)
+    counts["empty"] += not any(any(row.loss_mask) for row in found)
+    fitted = [
+        _fit(
+            StepRow(
+                row.token_ids,
+                row.loss_mask,
+                row.sampling_logprobs,
+                trajectory=number,
+                group=group,
+                turn_index=row.turn_index,
+            ),
+            config,
+            counts,
+        )
+        for row in found
+    ]
+    return [row for row in fitted if row is not None]
 
 
 def _token_advantages(row: StepRow, advantages: torch.Tensor) -> list[float]:

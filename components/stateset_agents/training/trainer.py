@@ -33,6 +33,7 @@ from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.scenario_order import scenarios_of_step
+from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import (
     Learner,
     learning_rate,
@@ -246,7 +247,12 @@ class Trainer:
         # 3. rows and advantages
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
-        advantages = step_advantages(rows, learner.objective)
+        shaped = shape_rewards(
+            rows,
+            max_new_tokens=self.agent.config.max_new_tokens,
+            buffer=learner.objective.overlong_buffer,
+        )
+        advantages = step_advantages(shaped, learner.objective)
         # 4. batch
         batch = make_batch(
             rows,
