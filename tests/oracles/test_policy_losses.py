@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,17 +19,38 @@ from tests.oracles.reference_values import load_reference
 CASES: dict[str, dict[str, Any]] = {
     "grpo_token": {"algorithm": "grpo"},
     "grpo_token_kl0.04": {"algorithm": "grpo", "kl_coefficient": 0.04},
-    "dapo_token": {"loss_aggregation": "token_mean"},
-    "dapo_token_kl0.04": {"loss_aggregation": "token_mean", "beta": 0.04},
-    "bnpo_token": {"loss_aggregation": "token_mean"},
-    "dr_grpo_token": {"loss_aggregation": "fixed_length"},
-    "dr_grpo_token_kl0.04": {"loss_aggregation": "fixed_length", "kl_penalty": 0.04},
+    "dapo_token": {"algorithm": "dapo"},
+    "dapo_token_kl0.04": {"algorithm": "dapo", "beta": 0.04},
+    "bnpo_token": {"algorithm": "bnpo", "clip_range_right": 0.28},
+    "bnpo_token_kl0.04": {"algorithm": "bnpo", "clip_range_right": 0.28, "beta": 0.04},
+    "dr_grpo_token": {"algorithm": "dr_grpo", "clip_range_right": 0.28},
+    "dr_grpo_token_kl0.04": {
+        "algorithm": "dr_grpo",
+        "clip_range_right": 0.28,
+        "kl_penalty": 0.04,
+    },
+    # the reference's cap of 5 is one of the ratio itself
+    "cispo_token": {"algorithm": "cispo"},
+    "cispo_token_kl0.04": {"algorithm": "cispo", "beta": 0.04},
+    "sapo_token": {"algorithm": "sapo"},
+    "sapo_token_kl0.04": {"algorithm": "sapo", "beta": 0.04},
     "gspo_seq_3e-4_4e-4": {"algorithm": "gspo"},
     "gspo_seq_wide0.2": {"algorithm": "gspo", "clip_range_left": 0.2, "clip_range_right": 0.2},
+    "grpo_delta1.1": {"algorithm": "grpo", "clip_range_right": 0.2, "ratio_cap": 1.1},
+    "grpo_kl0.04_biascorr": {
+        "algorithm": "grpo",
+        "clip_range_right": 0.2,
+        "beta": 0.04,
+        "kl_bias_correction": True,
+    },
+    # every token's weight is 0.5 there: our cap of 0.5 on weights of 1
+    "dapo_tis0.5": {"algorithm": "dapo", "clip_range_right": 0.2, "importance_sampling_cap": 0.5},
 }
+# LUSPO and VESPO are no rows of our table.
+LEFT_OUT = {"luspo_seq", "vespo_token"}
 
 
-def _reference_batch(inputs: dict[str, Any], config: TrainingConfig) -> TrainingBatch:
+def reference_batch(inputs: dict[str, Any], config: TrainingConfig) -> TrainingBatch:
     mask = (torch.tensor(inputs["completion_mask"]) * torch.tensor(inputs["tool_mask"])).bool()
     rows = [
         StepRow(tuple(range(4)), tuple(row), (0.0,) * 4, trajectory=n, group=0)
@@ -52,37 +74,43 @@ def _reference_batch(inputs: dict[str, Any], config: TrainingConfig) -> Training
     )
 
 
+def loss_and_gradient(reference: dict[str, Any], settings: dict[str, Any]) -> tuple[float, Any]:
+    config = TrainingConfig(**settings)
+    logprobs = torch.tensor(reference["inputs"]["logp"], dtype=torch.float64, requires_grad=True)
+    loss, _ = weighted_loss(
+        logprobs, reference_batch(reference["inputs"], config), objective_of(config)
+    )
+    loss.backward()
+    return loss.item(), logprobs.grad
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_are_those_of_trl(case: str) -> None:
     reference = load_reference("policy_losses")
-    config = TrainingConfig(**CASES[case])
-    batch = _reference_batch(reference["inputs"], config)
-    logprobs = torch.tensor(reference["inputs"]["logp"], dtype=torch.float64, requires_grad=True)
 
-    loss, _ = weighted_loss(logprobs, batch, objective_of(config))
-    loss.backward()
+    loss, gradient = loss_and_gradient(reference, CASES[case])
 
     expected = reference["cases"][case]
-    assert loss.item() == pytest.approx(expected["loss"], abs=1e-9)
+    assert loss == pytest.approx(expected["loss"], abs=1e-9)
     torch.testing.assert_close(
-        logprobs.grad, torch.tensor(expected["grad"], dtype=torch.float64), rtol=0, atol=1e-9
+        gradient, torch.tensor(expected["grad"], dtype=torch.float64), rtol=0, atol=1e-9
     )
 
 
-def test_a_capped_importance_weight_scales_the_loss_as_in_trl() -> None:
-    # the reference has a weight of 0.5 on every token: sampling log-probs ln 2 above the old ones
+def test_every_reference_case_is_compared() -> None:
+    assert set(load_reference("policy_losses")["cases"]) == set(CASES) | LEFT_OUT
+
+
+@pytest.mark.parametrize("case", ["gspo_seq_3e-4_4e-4", "gspo_seq_wide0.2"])
+def test_gspo_token_gives_what_gspo_gives_when_a_row_has_one_advantage(case: str) -> None:
     reference = load_reference("policy_losses")
-    config = TrainingConfig(loss_aggregation="token_mean", importance_sampling_cap=0.5)
-    batch = _reference_batch(reference["inputs"], config)
-    logprobs = torch.tensor(reference["inputs"]["logp"], dtype=torch.float64, requires_grad=True)
 
-    loss, _ = weighted_loss(logprobs, batch, objective_of(config))
-    loss.backward()
+    loss, gradient = loss_and_gradient(reference, {**CASES[case], "algorithm": "gspo_token"})
 
-    expected = reference["cases"]["dapo_tis0.5"]
-    assert loss.item() == pytest.approx(expected["loss"], abs=1e-9)
+    expected = reference["cases"][case]
+    assert loss == pytest.approx(expected["loss"], abs=1e-9)
     torch.testing.assert_close(
-        logprobs.grad, torch.tensor(expected["grad"], dtype=torch.float64), rtol=0, atol=1e-9
+        gradient, torch.tensor(expected["grad"], dtype=torch.float64), rtol=0, atol=1e-9
     )
 
 
@@ -91,17 +119,27 @@ def test_kl_estimators_are_those_of_verl(estimator: Any) -> None:
     expected = load_reference("pair_losses_and_gae")[f"verl_kl_{estimator}"]
     policy = torch.tensor([[-0.5, -1.2]], dtype=torch.float64)
     reference = torch.tensor([[-0.4, -1.5]], dtype=torch.float64)
+    sampled = torch.ones_like(policy, dtype=torch.bool)
 
-    divergence = kl_divergence(
-        policy, reference, torch.ones_like(policy, dtype=torch.bool), estimator=estimator
+    divergence = kl_divergence(policy, reference, sampled, estimator=estimator)
+    corrected = kl_divergence(
+        policy, reference, sampled, estimator=estimator, old_logprobs=policy - math.log(1.5)
     )
 
     assert divergence[0].tolist() == pytest.approx(expected, abs=1e-9)
+    # the policy has made both tokens half again as likely as they were
+    assert corrected[0].tolist() == pytest.approx([1.5 * value for value in expected], abs=1e-9)
 
 
 @pytest.mark.parametrize(
     ("aggregation", "mode"),
-    [("token_mean", "token-mean"), ("sequence_mean", "seq-mean-token-mean")],
+    [
+        ("token_mean", "token-mean"),
+        ("token_sum", "token-sum"),
+        ("sequence_mean", "seq-mean-token-mean"),
+        ("sequence_sum", "seq-mean-token-sum"),
+        ("fixed_length", "seq-mean-token-sum-norm"),
+    ],
 )
 def test_aggregations_are_those_of_verl(aggregation: Any, mode: str) -> None:
     expected = load_reference("pair_losses_and_gae")[f"verl_agg_{mode}"]
@@ -115,5 +153,5 @@ def test_aggregations_are_those_of_verl(aggregation: Any, mode: str) -> None:
         weight * sum(loss for loss, sampled in zip(row, mask, strict=True) if sampled)
         for weight, row, mask in zip(weights, losses, masks, strict=True)
     )
-    # verl adds 1e-8 to a row's length, hence the wider tolerance
-    assert total == pytest.approx(expected, abs=1e-7)
+    # verl adds 1e-8 to a row's length when it takes the mean over a row
+    assert total == pytest.approx(expected, abs=1e-7 if aggregation == "sequence_mean" else 1e-9)
