@@ -1,7 +1,8 @@
 """Agents: who answers a conversation.
 
 Owns the settings of generation, the base class, and the agent that speaks through an engine and
-records what it sampled. It does not know environments, rewards or training.
+records what it sampled. It does not know environments, rewards or training; how a context is
+compressed is `context_compression.py`'s, what is remembered `memory.py`'s.
 """
 
 from __future__ import annotations
@@ -13,10 +14,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from stateset_agents.core import context_compression
+from stateset_agents.core.context_compression import CompressionStrategy
+from stateset_agents.core.memory import ConversationMemory
 from stateset_agents.core.recorder import EpisodeRecorder, RecordedSample, current_recorder
 from stateset_agents.core.trajectory import Message, TokenSample, to_messages
 from stateset_agents.exceptions import ConfigurationError, DataError
-from stateset_agents.inference.engine import Engine, GenerationRequest, SamplingParams
+from stateset_agents.inference.engine import (
+    Engine,
+    GenerationRequest,
+    GenerationResult,
+    SamplingParams,
+)
 from stateset_agents.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +53,18 @@ class GenerationSettings(Settings):
     """Divides the logits of tokens that occurred (Keskar et al. 2019). 1: off."""
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Of the weights. auto: bfloat16 where the hardware computes in it, else float32."""
+    enable_context_compression: bool = False
+    """Compress a conversation that has become longer than `max_context_tokens`, instead of ending
+    it."""
+    max_context_tokens: int | None = Field(default=None, ge=1)
+    """Tokens before an answer from which on a context is compressed. None: as many as fit the
+    engine's context together with `max_new_tokens`."""
+    compression_ratio: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the context's tokens that a compression keeps, tokens beyond `max_context_tokens`
+    not counted. The system prompt and the last user turn are kept whatever they take."""
+    compression_strategy: CompressionStrategy = "summary"
+    """`summary`: the model sums up what is old; `truncate`: the newest tokens stay;
+    `sliding_window`: the newest whole exchanges stay."""
 
 
 class AgentConfig(GenerationSettings):
@@ -87,10 +108,19 @@ class MultiTurnAgent(Agent):
     Args:
         config: the model and how it speaks.
         engine: an engine that stands already; None lets `initialize` make one.
+        memory: what was said in earlier conversations with the same user. Episodes read it and
+            never write to it: a group's alternatives of one conversation did not happen.
     """
 
-    def __init__(self, config: AgentConfig, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        engine: Engine | None = None,
+        *,
+        memory: ConversationMemory | None = None,
+    ) -> None:
         self.config = config
+        self.memory = memory
         self._engine = engine
 
     async def initialize(self) -> None:
@@ -139,34 +169,120 @@ class MultiTurnAgent(Agent):
             DataError: an entry of the history is not a message, or there is none to answer.
             EngineError: generation failed.
         """
-        history = self._with_system_prompt(to_messages(messages))
+        given = to_messages(messages)
+        history = self._with_system_prompt(given)
         recorder = current_recorder()
-        if recorder is None:
-            seed = secrets.randbits(63) if self.config.seed is None else self.config.seed
-            request = GenerationRequest(
-                prompt_token_ids=tuple(self.tokenizer.render(history)),
-                sampling=self._sampling(seed),
-            )
-            result = await self.engine.generate(request)
-            return self.tokenizer.decode(result.token_ids)
-        return await self._generate_recorded(history, recorder)
+        if recorder is not None:
+            return await self._generate_recorded(history, recorder)
+        prompt = tuple(self.tokenizer.render(history))
+        if self._is_too_long(prompt):
+            prompt = await self._compressed(history, prompt, self._summarise)
+        text = self.tokenizer.decode((await self._sample(prompt)).token_ids)
+        if self.memory is not None:
+            self.memory.remember(given, text)
+            await self.memory.condense(self._summarise, self.tokenizer, self._most_tokens())
+        return text
 
     async def _generate_recorded(self, history: list[Message], recorder: EpisodeRecorder) -> str:
-        call, turn = recorder.begin_call(), recorder.turn
         prompt = recorder.continued_prompt(history, self.tokenizer)
         if prompt is None:
             prompt = tuple(self.tokenizer.render(history))
-        request = GenerationRequest(
-            prompt_token_ids=prompt,
-            sampling=self._sampling(recorder.call_seed(call)),
+        too_long = self._is_too_long(prompt)
+        # numbered before anything is awaited; a summary that is not asked for leaves a gap
+        summary_call = recorder.begin_call() if too_long else None
+        call = recorder.begin_call()
+        if summary_call is not None:
+
+            async def summarise(request: list[Message], max_tokens: int) -> str:
+                return await self._record_call(
+                    recorder,
+                    summary_call,
+                    request,
+                    tuple(self.tokenizer.render(request)),
+                    max_new_tokens=max_tokens,
+                )
+
+            prompt = await self._compressed(history, prompt, summarise)
+        return await self._record_call(
+            recorder,
+            call,
+            history,
+            prompt,
             conversation_id=recorder.conversation_id,
             group_id=recorder.group_id,
         )
-        result = await self.engine.generate(request)
+
+    async def _record_call(
+        self,
+        recorder: EpisodeRecorder,
+        call: int,
+        history: list[Message],
+        prompt: tuple[int, ...],
+        *,
+        max_new_tokens: int | None = None,
+        conversation_id: str | None = None,
+        group_id: str | None = None,
+    ) -> str:
+        """Sample, and keep what was seen and sampled under the messages that it answers.
+
+        After a compression these are the whole history: what follows carries on from the compressed
+        context, and a later one starts from the whole again.
+        """
+        turn = recorder.turn
+        result = await self.engine.generate(
+            GenerationRequest(
+                prompt_token_ids=prompt,
+                sampling=self._sampling(recorder.call_seed(call), max_new_tokens),
+                conversation_id=conversation_id,
+                group_id=group_id,
+            )
+        )
         text = self.tokenizer.decode(result.token_ids)
         sample = TokenSample(prompt, result.token_ids, result.logprobs, result.finish_reason, turn)
         recorder.end_call(call, RecordedSample(tuple(history), text, sample))
         return text
+
+    # --- context ---------------------------------------------------------------------------------
+
+    def _most_tokens(self) -> int:
+        """Tokens before an answer from which on a context is compressed."""
+        room = self.engine.max_context_tokens - self.config.max_new_tokens
+        return max(1, min(room, self.config.max_context_tokens or room))
+
+    def _is_too_long(self, prompt: tuple[int, ...]) -> bool:
+        return self.config.enable_context_compression and len(prompt) > self._most_tokens()
+
+    async def _compressed(
+        self,
+        history: list[Message],
+        prompt: tuple[int, ...],
+        summarise: context_compression.Summarise,
+    ) -> tuple[int, ...]:
+        """The tokens of the compressed history."""
+        config, tokenizer = self.config, self.tokenizer
+        budget = int(config.compression_ratio * min(len(prompt), self._most_tokens()))
+        if config.compression_strategy == "summary":
+            kept = await context_compression.summarise(
+                history, tokenizer, budget, summarise, max_request_tokens=self._most_tokens()
+            )
+        elif config.compression_strategy == "truncate":
+            kept = context_compression.truncate(history, tokenizer, budget)
+        else:
+            kept = context_compression.slide(history, tokenizer, budget)
+        return tuple(tokenizer.render(kept))
+
+    async def _summarise(self, request: list[Message], max_tokens: int) -> str:
+        prompt = tuple(self.tokenizer.render(request))
+        return self.tokenizer.decode((await self._sample(prompt, max_tokens)).token_ids)
+
+    async def _sample(
+        self, prompt: tuple[int, ...], max_new_tokens: int | None = None
+    ) -> GenerationResult:
+        """Outside an episode: nothing is recorded."""
+        seed = secrets.randbits(63) if self.config.seed is None else self.config.seed
+        return await self.engine.generate(
+            GenerationRequest(prompt, self._sampling(seed, max_new_tokens))
+        )
 
     def release(self, conversation_id: str) -> None:
         """Free the engine's cache of a conversation; unknown names are fine."""
@@ -174,21 +290,25 @@ class MultiTurnAgent(Agent):
             self._engine.release(conversation_id)
 
     def _with_system_prompt(self, history: list[Message]) -> list[Message]:
-        """Join our system prompt with the system message that the history starts with, if any."""
-        if not self.config.system_prompt:
+        """Put our system prompt and what is remembered before the system message that the history
+        starts with, if any.
+        """
+        remembered = self.memory.recall(history) if self.memory is not None else ""
+        parts = [part for part in (self.config.system_prompt, remembered) if part]
+        if not parts:
             if not history:
                 raise DataError(
                     "the history is empty and there is no system prompt: nothing to say"
                 )
             return history
-        prompt = self.config.system_prompt
         if history and history[0]["role"] == "system":
-            prompt, history = f"{prompt}\n\n{history[0]['content']}", history[1:]
-        return [{"role": "system", "content": prompt}, *history]
+            parts, history = [*parts, history[0]["content"]], history[1:]
+        return [{"role": "system", "content": "\n\n".join(parts)}, *history]
 
-    def _sampling(self, seed: int) -> SamplingParams:
+    def _sampling(self, seed: int, max_new_tokens: int | None = None) -> SamplingParams:
+        most = self.config.max_new_tokens
         return SamplingParams(
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=min(max_new_tokens or most, most),
             temperature=self.config.temperature,
             top_p=self.config.top_p,
             top_k=self.config.top_k,
