@@ -30,6 +30,7 @@ PREFERENCES = Path(__file__).parent / "preferences"
 PARTS = {"train": ("train", 18), "heldout": ("validation", 18)}
 EACH_FOURTH = 4
 LONGEST_CHOSEN = 42  # words
+EXTRA_SHARE = 0.35  # of the good answers carry another fact
 SCENES_A_KIND = 12  # a flaw that fits none of so many conversations is left out
 
 
@@ -84,7 +85,7 @@ def main() -> None:
                 line
                 for index, line in enumerate(lines)
                 if (index % EACH_FOURTH == EACH_FOURTH - 1) == (part == "heldout")
-                or kind.startswith(("lead", "closing", "extra"))
+                or kind == "extra_lead"
             )
             for kind, lines in lists.items()
         }
@@ -178,18 +179,12 @@ def row(scene: Scene, pair: tuple[str, str], name: str, part: str, flaw: str) ->
 
 
 def good_answer(scene: Scene) -> str | None:
-    """A written answer, alone or with a lead, one more fact of the policy, or a closing."""
+    """A written answer, alone or with one more fact of the policy. It carries no padding."""
     core = scene.rng.choice(scene.moment.reply).format(**scene.slots)
-    before, after = "", ""
-    style = scene.rng.choice(("plain", "plain", "lead", "extra", "closing", "both"))
-    if scene.moment.name != "thx":
-        if style in ("lead", "both"):
-            before = scene.say("lead_question" if scene.user.endswith("?") else "lead_plain")
-        if style in ("extra", "both"):
-            after = another_fact(scene, core)
-        if style == "closing" and not core.endswith("?"):
-            after = scene.say("closing")
-    answer = " ".join(part for part in (before, core, after) if part)
+    after = ""
+    if scene.moment.name != "thx" and scene.rng.random() < EXTRA_SHARE:
+        after = another_fact(scene, core)
+    answer = f"{core} {after}".strip()
     if len(answer.split()) > LONGEST_CHOSEN or not scene.is_good(answer):
         return core if scene.is_good(core) else None
     return answer
@@ -373,6 +368,17 @@ def echo(scene: Scene) -> str:
     )
 
 
+def padding(scene: Scene) -> str | None:
+    """Courtesies and offers, in place of the answer or around it."""
+    if scene.moment.name == "thx":
+        return None
+    pads = scene.rng.sample(scene.flaws["padding"], scene.rng.choice((2, 3)))
+    if scene.rng.random() < 0.6:
+        core = scene.rng.choice(scene.moment.reply).format(**scene.slots)
+        pads.insert(scene.rng.randrange(len(pads) + 1), core)
+    return " ".join(pads)
+
+
 def policy_dump(scene: Scene) -> str:
     """Copies the policy, what applies and what does not."""
     lines = [line.removeprefix("- ") for line in scene.context.splitlines()[1:]]
@@ -400,6 +406,7 @@ FLAWS: dict[str, Callable[[Scene], str | None]] = {
     "off_topic": from_list("off_topic"),
     "other_matter": other_matter,
     "overpromise": overpromise,
+    "padding": padding,
     "placeholder": placeholder,
     "policy_dump": policy_dump,
     "rambling": rambling,
@@ -417,6 +424,7 @@ COMMON = (
     "invents",
     "other_matter",
     "overpromise",
+    "padding",
     "repeats_last_answer",
     "wrong_number",
 )

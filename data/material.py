@@ -27,6 +27,9 @@ KINDS: dict[str, tuple[RubricKind, str | None]] = {
     "scope": ("stay_in_scope", "scopes"),
     "state": ("state_fact", None),
 }
+COURTESY_WEIGHT = (
+    0.25  # a "sorry" fits everywhere: were it worth a fact, it would be said everywhere
+)
 SHORTEST_CONTEXT = 60  # words; distractor lines are added up to here, at most two
 
 
@@ -232,7 +235,8 @@ def _item(kind: RubricKind, text: str) -> RubricItem:
         tuple(part.strip() for part in alternative.split(" & "))
         for alternative in expression.split(" // ")
     )
-    return RubricItem(kind=kind, description=description.strip(), any_of=any_of)
+    weight = COURTESY_WEIGHT if kind == "acknowledge" else 1.0
+    return RubricItem(kind=kind, description=description.strip(), any_of=any_of, weight=weight)
 
 
 def _lines(block: str) -> list[str]:

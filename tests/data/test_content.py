@@ -178,7 +178,9 @@ def test_pairs_are_varied_and_flawed_in_many_ways(pairs: dict[str, list[Preferen
     flaws = Counter(one.metadata["flaw"] for one in train)
     assert len(flaws) >= 15
     assert max(flaws.values()) < 0.15 * len(train)
-    assert len({one.chosen[0].content for one in train}) > 0.8 * len(train)
+    answered = {(one.prompt[-1].content, one.chosen[0].content) for one in train}
+    assert len(answered) > 0.95 * len(train)
+    assert len({one.chosen[0].content for one in train}) > 0.7 * len(train)
     assert len({one.rejected[0].content for one in train}) > 0.8 * len(train)
     seen = {one.rejected[0].content for one in train}
     assert sum(one.rejected[0].content in seen for one in heldout) < 0.1 * len(heldout)

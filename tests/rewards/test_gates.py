@@ -135,10 +135,16 @@ async def test_the_line_ranks_conversations_and_what_games_it_gets_next_to_nothi
 
 async def test_parts_are_named_as_in_the_settings_and_zero_leaves_one_out() -> None:
     config = RewardsConfig(
-        weights=RewardWeights(learned=0, conciseness=0), gates=RewardGates(fluency=0)
+        weights=RewardWeights(learned=0, conciseness=0), gates=RewardGates(fluency=0, padding=0)
     )
     result = await score(build_reward(config), conversation(*GOOD), rubric=RUBRIC)
-    assert set(result.breakdown) == {"rubric", "helpfulness", "safety", "repetition"}
+    assert set(result.breakdown) == {
+        "rubric",
+        "helpfulness",
+        "safety",
+        "repetition",
+        "finished",
+    }
     assert result.turn_scores is not None
 
 

@@ -291,20 +291,12 @@ async def test_conciseness_is_a_band_with_slopes() -> None:
             [words(10), words(25), words(40), words(12, "?")],
             [words(8), words(45), words(44, "!")],
             [words(5), words(60), words(62)],
-            [words(25, ""), words(30, ","), words(2), words(78)],
+            [words(2), words(78)],
             [words(80), words(200), ""],
         ],
         "Hello?",
         gap=0.05,
     )
-
-
-async def test_an_answer_that_the_token_limit_cut_scores_as_broken_off() -> None:
-    turns = conversation(*GOOD)
-    whole = await score(ConcisenessReward(), turns, truncated=[False, False])
-    cut = await score(ConcisenessReward(), turns, truncated=[False, True])
-    assert whole.turn_scores == [1.0, 1.0]
-    assert cut.turn_scores == pytest.approx([1.0, 0.3])
 
 
 def test_a_band_that_does_not_ascend_is_refused() -> None:

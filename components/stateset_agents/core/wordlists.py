@@ -113,3 +113,12 @@ COURTESIES: frozenset[str] = _words(
     "sorry thanks apologies welcome congratulations course pleasure yes no sure certainly "
     "absolutely understood noted hello hi goodbye"
 )
+
+# Content words that a sentence may hold and still say nothing of the matter.
+COURTESY_WORDS: frozenset[str] = _words(
+    "thank help happy glad assist question concern inquiry welcome today feel free hesitate reach "
+    "understand sorry inconvenience issue problem matter provide information know let like good "
+    "great hear sure course certainly pleasure mean see explain easy tell trouble patience hope "
+    "need else anything unclear clear write message look check apologise apologize apology "
+    "appreciate contact support customer service larkmoor shop"
+)

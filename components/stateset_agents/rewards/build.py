@@ -14,7 +14,9 @@ from stateset_agents.core.reward import (
 )
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rewards.config import RewardsConfig
+from stateset_agents.rewards.finished import FinishedReward
 from stateset_agents.rewards.fluency import FluencyReward
+from stateset_agents.rewards.padding import PaddingReward
 from stateset_agents.rewards.repetition import RepetitionReward
 
 
@@ -22,7 +24,7 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
     """The composite reward: weights as summands, gates as factors, what has 0 left out.
 
     Parts are named as in the configuration: rubric, helpfulness, conciseness, learned, safety,
-    repetition, fluency.
+    repetition, fluency, padding, finished.
 
     Args:
         config: weights, gates and their parameters.
@@ -56,6 +58,8 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
             quoted_words=config.quoted_words,
         ),
         FluencyReward(gates.fluency, "fluency"),
+        PaddingReward(gates.padding, "padding"),
+        FinishedReward(gates.finished, "finished"),
     ]
     return CompositeReward(
         [reward for reward in rewards if reward.weight > 0],

@@ -15,7 +15,7 @@ class RewardWeights(Settings):
     helpfulness: float = Field(default=0.15, ge=0)
     """How far answers take up what the user said, in [0, 1]."""
     conciseness: float = Field(default=0.1, ge=0)
-    """Words per turn within a band, answers finished, in [0, 1]."""
+    """Words per turn within a band, in [0, 1]."""
     learned: float = Field(default=0.25, ge=0)
     """The reward model's calibrated score, in [0, 1]."""
 
@@ -32,6 +32,10 @@ class RewardGates(Settings):
     """Strength of the gate against repeated and copied words."""
     fluency: float = Field(default=1.0, ge=0, le=1)
     """Strength of the gate that asks for well-formed sentences."""
+    padding: float = Field(default=1.0, ge=0, le=1)
+    """Strength of the gate against sentences that answer nothing."""
+    finished: float = Field(default=1.0, ge=0, le=1)
+    """Strength of the gate against answers that break off."""
 
 
 class RewardsConfig(Settings):

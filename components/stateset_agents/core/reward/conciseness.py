@@ -1,4 +1,4 @@
-"""Are the answers as long as they should be, and finished?"""
+"""Are the answers as long as they should be?"""
 
 from __future__ import annotations
 
@@ -10,17 +10,13 @@ from stateset_agents.core.reward.conversation import Answer, answers_of
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import ConfigurationError
 
-_BROKEN_OFF_FACTOR = 0.3
-
 
 class ConcisenessReward(RewardFunction):
     """The mean over assistant turns of: is its number of words within a band?
 
     1 from `min_words` to `max_words`; below, it falls linearly to 0 at no words; above, linearly to
-    0 at `hard_max_words`. A turn that was cut by the token limit, or does not end in . ! or ?, is
-    multiplied by 0.3.
-    Fooled by: any text of the right length that ends in a full stop, which is why its weight should
-    be small.
+    0 at `hard_max_words`.
+    Fooled by: any text of the right length, which is why its weight should be small.
 
     Args:
         min_words: the fewest words of a full answer.
@@ -61,10 +57,7 @@ class ConcisenessReward(RewardFunction):
         words = sum(_count(answer) for answer in answers)
         return RewardResult(
             score=sum(scores) / len(scores) if scores else 0.0,
-            breakdown={
-                "words_per_turn": words / len(answers) if answers else 0.0,
-                "broken_off": float(sum(answer.broken_off for answer in answers)),
-            },
+            breakdown={"words_per_turn": words / len(answers) if answers else 0.0},
             turn_scores=scores,
         )
 
@@ -77,7 +70,7 @@ class ConcisenessReward(RewardFunction):
         else:
             beyond = (words - self.max_words) / (self.hard_max_words - self.max_words)
             score = max(0.0, 1.0 - beyond)
-        return score * (_BROKEN_OFF_FACTOR if answer.broken_off else 1.0)
+        return score
 
 
 def _count(answer: Answer) -> int:

@@ -4,6 +4,7 @@ policy text. Owns the reading of a reward's `context`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from stateset_agents.core.rubric import Rubric
-from stateset_agents.core.sentences import Sentence, split_sentences
+from stateset_agents.core.sentences import Sentence, normalised_words, split_sentences
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import RewardError
+
+_CLOSING = re.compile(
+    r" (?:thank|cheer|ta|bye|goodbye|that is (?:all|it|everything)|no more question|"
+    r"nothing else|all good|great help) "
+)
+_LONGEST_FAREWELL = 16  # words
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,17 @@ class Answer:
     def plain_sentences(self) -> list[Sentence]:
         """The well-formed, finished ones."""
         return [sentence for sentence in self.sentences if not sentence.fault]
+
+    @property
+    def closes(self) -> bool:
+        """True when the user says goodbye ("thanks, that is all") and wants nothing more."""
+        words = normalised_words(self.user_text)
+        return (
+            0 < len(words) <= _LONGEST_FAREWELL
+            and "?" not in self.user_text
+            and not any(character.isdigit() for character in self.user_text)
+            and bool(_CLOSING.search(f" {' '.join(words)} "))
+        )
 
 
 def answers_of(turns: Sequence[ConversationTurn], context: dict[str, Any] | None) -> list[Answer]:

@@ -19,6 +19,7 @@ from stateset_agents.core.sentences import (
     singular,
 )
 from stateset_agents.core.trajectory import ConversationTurn
+from stateset_agents.core.wordlists import COURTESY_WORDS
 
 _NEW_WORDS_PER_SENTENCE = 4
 _ENOUGH_OF_THE_USERS = 2
@@ -35,20 +36,10 @@ _EVASIVE = re.compile(
     r"support(?: team)?|seller|retailer)|"
     r"(?:please )?(?:try again|check back) later|it (?:really )?depend(?:s)?) "
 )
-_COURTESY = (
-    "thank help happy glad assist question concern inquiry welcome today feel free hesitate reach "
-    "understand sorry inconvenience issue problem matter provide information know let like good "
-    "great hear sure"
-)
-_CLOSING = re.compile(
-    r" (?:thank|thanks|cheers|ta|bye|goodbye|that is (?:all|it|everything)|no more question|"
-    r"nothing else|all good|great help) "
-)
 _FAREWELL = frozenset(
     ("welcome", "glad", "pleasure", "thank", "thanks", "happy", "goodbye", "anytime", "enjoy")
 )
-_LONGEST_FAREWELL, _LONGEST_REPLY_TO_IT = 16, 25
-_EMPTY = frozenset(_COURTESY.split())
+_LONGEST_REPLY_TO_IT = 25
 _ACTION = re.compile(
     r" (?:you (?:can|could|will|may|should|need)|(?:we|i) (?:will|can|could|have|offer|accept|send|"
     r"cannot|do not)|it (?:will|takes|costs|can|arrives|is)|please|once|if you) "
@@ -86,12 +77,12 @@ class HelpfulnessReward(RewardFunction):
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
     ) -> RewardResult:
         """Score one conversation; one without an assistant turn gets 0."""
-        policy = content_words(policy_text(turns, context)) - _EMPTY
+        policy = content_words(policy_text(turns, context)) - COURTESY_WORDS
         parts = []
         said: frozenset[str] = frozenset()
         for answer in answers_of(turns, context):
             parts.append(_parts(answer, policy, said))
-            said |= content_words(answer.user_text) - _EMPTY
+            said |= content_words(answer.user_text) - COURTESY_WORDS
         scores = [_turn_score(part) for part in parts]
         count = len(scores) or 1
         names = ("address", "substance", "direction", "grounded", "invented", "echo", "evasive")
@@ -110,11 +101,11 @@ def _turn_score(part: dict[str, float]) -> float:
 
 
 def _parts(answer: Answer, policy: frozenset[str], before: frozenset[str]) -> dict[str, float]:
-    asked = content_words(answer.user_text) - _EMPTY
+    asked = content_words(answer.user_text) - COURTESY_WORDS
     known = asked | before | policy
     evades = any(_EVASIVE.search(_text(one)) for one in answer.sentences)
     parts = {"grounded": 1.0, "invented": 0.0, "echo": _echo(answer), "evasive": float(evades)}
-    if _closes(answer.user_text):
+    if answer.closes:
         short = len(normalised_words(answer.text)) <= _LONGEST_REPLY_TO_IT
         polite = 1.0 if short and _FAREWELL.intersection(_all_words(answer)) else 1 / 3
         return parts | dict.fromkeys(("address", "substance", "direction"), polite)
@@ -122,7 +113,7 @@ def _parts(answer: Answer, policy: frozenset[str], before: frozenset[str]) -> di
     substance = (len(used & known) + 0.5 * len(used - known)) / _ENOUGH_WITHOUT_POLICY
     if len(policy) >= _POLICY_WORDS:
         substance = len(used & known) / _ENOUGH_KNOWN
-        parts |= _grounding(content_words(answer.text) - _EMPTY, known)
+        parts |= _grounding(content_words(answer.text) - COURTESY_WORDS, known)
     taken_up = len(used & asked) + 0.5 * len(used & (before - asked))
     wanted = min(_ENOUGH_OF_THE_USERS, len(asked | before))
     return parts | {
@@ -143,20 +134,12 @@ def _used_words(answer: Answer, known: frozenset[str]) -> frozenset[str]:
     """Content words of the well-formed sentences, at most four new ones from each."""
     used: set[str] = set()
     for sentence in answer.plain_sentences:
-        new = [word for word in dict.fromkeys(_meaning(sentence)) if word not in used | _EMPTY]
+        new = [
+            word for word in dict.fromkeys(_meaning(sentence)) if word not in used | COURTESY_WORDS
+        ]
         new.sort(key=lambda word: word not in known)  # so that the cap hides what matters least
         used.update(new[:_NEW_WORDS_PER_SENTENCE])
     return frozenset(used)
-
-
-def _closes(user_text: str) -> bool:
-    words = normalised_words(user_text)
-    return (
-        0 < len(words) <= _LONGEST_FAREWELL
-        and "?" not in user_text
-        and not any(character.isdigit() for character in user_text)
-        and bool(_CLOSING.search(f" {' '.join(words)} "))
-    )
 
 
 def _all_words(answer: Answer) -> set[str]:
