@@ -1,6 +1,7 @@
 """Reward-model training and inference, on the tiny model."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,12 @@ from stateset_agents.exceptions import ConfigurationError, DataError, ModelSourc
 from stateset_agents.inference.loading import load_model, load_tokenizer
 from stateset_agents.rewards.learned import LearnedReward
 from stateset_agents.rewards.prefix_tree import pack_sequences
-from stateset_agents.rewards.reward_network import Calibration, conversation_tokens
+from stateset_agents.rewards.reward_network import (
+    Calibration,
+    RewardNetwork,
+    conversation_tokens,
+    load_reward_tokenizer,
+)
 from stateset_agents.training.reward_model import (
     TrainedRewardModel,
     bradley_terry_loss,
@@ -247,6 +253,30 @@ async def test_each_assistant_turn_is_scored_in_its_place(folder: Path) -> None:
     assert both.turn_scores[0] == pytest.approx(first.turn_scores[0], abs=1e-6)
     assert both.score == pytest.approx(sum(both.turn_scores) / 2)
     assert (await reward.compute_reward(turns[:2])).score == 0.0
+
+
+class CallerDependent(RewardNetwork):
+    """Scores by place in the call, as rounding does in small."""
+
+    def score(self, groups: Sequence[Sequence[Sequence[int]]], max_pack_tokens: int) -> list[float]:
+        return [float(place) for place in range(sum(len(group) for group in groups))]
+
+
+async def test_equal_conversations_so_far_have_equal_scores_in_whatever_packs(
+    folder: Path,
+) -> None:
+    loaded = RewardNetwork.load(folder, "float32", "cpu")
+    network = CallerDependent(loaded.body, loaded.head, loaded.max_tokens, loaded.calibration)
+    reward = LearnedReward(network, load_reward_tokenizer(folder))
+    pair = HELDOUT[0]
+    start = [ConversationTurn(m.role, m.content) for m in (*pair.prompt, *pair.chosen)]
+    ways = [
+        [*start, ConversationTurn("user", said), ConversationTurn("assistant", "It is free.")]
+        for said in ("48213.", "Why would you need that? I have told you before.", "No")
+    ]
+    results = await reward.compute_rewards([(turns, {}) for turns in ways])
+    assert len({result.turn_scores[0] for result in results if result.turn_scores}) == 1
+    assert len({result.score for result in results}) == 3
 
 
 @pytest.mark.parametrize("name", ["head.safetensors", "reward_model.json", "model.safetensors"])

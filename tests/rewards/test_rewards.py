@@ -3,6 +3,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stateset_agents.core.reward import (
@@ -79,6 +80,11 @@ async def test_what_is_no_finite_number_is_an_error_that_names_the_reward(given:
     reward = CompositeReward([Constant(1.0), Constant(given, name="odd")])
     with pytest.raises(RewardError, match=r"reward 'odd' gave .* for conversation 1 of 1"):
         await score(reward, conversation(*GOOD))
+
+
+async def test_a_number_of_numpy_is_a_number() -> None:
+    reward = CompositeReward([Constant(np.float32(0.25))])
+    assert (await score(reward, conversation(*GOOD))).score == 0.25
 
 
 async def test_a_reward_that_raises_is_named_with_the_conversation() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stateset_agents.core.reward import RewardFunction, RewardResult
@@ -110,6 +111,15 @@ async def test_a_reward_without_parts_is_its_own_part() -> None:
     scored = trajectory("a", answered("One."))
     await score_groups([group(scored)], Listening(RewardResult(0.25)))
     assert scored.reward_parts == {"listening": 0.25}
+
+
+async def test_numbers_of_numpy_are_numbers() -> None:
+    scored = trajectory("a", answered("One."))
+    half = np.float32(0.5)
+    result = RewardResult(half, {"form": np.int64(1)}, turn_scores=[half])  # type: ignore[arg-type]
+    await score_groups([group(scored)], Listening(result))
+    assert (scored.episode_reward, scored.reward_parts) == (0.5, {"form": 1.0})
+    assert type(scored.episode_reward) is float
 
 
 async def test_a_failed_trajectory_gets_no_reward() -> None:

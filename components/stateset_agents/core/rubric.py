@@ -12,12 +12,12 @@ later, a wrong one meets the item; write a `must_not` for the wrong ones that ma
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stateset_agents.core.asking import asks
 from stateset_agents.core.sentences import (
@@ -101,6 +101,27 @@ class Rubric(BaseModel):
                 "(ask_for, state_fact, acknowledge, stay_in_scope)"
             )
         return self
+
+
+def parse_rubric(given: object) -> Rubric | None:
+    """A rubric from what a scenario may hold: a `Rubric`, its dict, the bare list of its items, or
+    None, which stays None.
+
+    Raises:
+        ValueError: it is none of them; one line for each problem, with its place and what was
+            found there. The caller says whose rubric it is.
+    """
+    if given is None or isinstance(given, Rubric):
+        return given
+    try:
+        return Rubric.model_validate(given if isinstance(given, Mapping) else {"items": given})
+    except ValidationError as error:
+        lines = [
+            f"rubric.{'.'.join(map(str, problem['loc']))}: {problem['msg']} "
+            f"(found {problem['input']!r})"
+            for problem in error.errors()
+        ]
+        raise ValueError("\n".join(lines)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ class FluencyReward(RewardFunction):
 
     Well formed, see `core.sentences`: 2 to 40 words, a verb, function words among them, no word
     said over and over, no bare list. A last sentence that the token limit broke off, and that might
-    have become well formed, is left out of the count (conciseness sees to that); an answer without
-    any finished sentence has 0.
+    have become well formed, is left out of the count (the gate `finished` sees to that); an answer
+    without any finished sentence has 0.
     Meant as a gate of a `CompositeReward`. Fooled by: grammatical nonsense. How likely the answers
     are under the base model is for evaluation to say.
     """

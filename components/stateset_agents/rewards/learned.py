@@ -22,6 +22,8 @@ from stateset_agents.rewards.reward_network import (
 if TYPE_CHECKING:
     from stateset_agents.inference.chat_template import ChatTokenizer
 
+_Sequence = tuple[int, ...]  # token ids of a conversation up to and with an answer
+
 
 class LearnedReward(RewardFunction):
     """The mean over assistant turns of `sigmoid((score - centre) / temperature)`.
@@ -95,11 +97,10 @@ class LearnedReward(RewardFunction):
     async def compute_rewards(self, conversations: Sequence[Scorable]) -> list[RewardResult]:
         """Score many in as few forward passes as `max_batch_tokens` allows."""
         groups = [self._sequences(turns) for turns, _ in conversations]
-        filled = [group for group in groups if group]
-        scores = iter(self.network.score(filled, self.max_batch_tokens))
+        scores = self._score_once(groups)
         results = []
         for group in groups:
-            raw = [next(scores) for _ in group]
+            raw = [scores[sequence] for sequence in group]
             turn_scores = [_probability(score, self.network.calibration) for score in raw]
             results.append(
                 RewardResult(
@@ -110,10 +111,25 @@ class LearnedReward(RewardFunction):
             )
         return results
 
-    def _sequences(self, turns: Sequence[ConversationTurn]) -> list[list[int]]:
+    def _score_once(self, groups: Sequence[Sequence[_Sequence]]) -> dict[_Sequence, float]:
+        """A score for each different sequence. In bfloat16 the same one in two packs has two
+        slightly different ones, and a group's advantages, divided by its spread, would make a
+        difference of quality out of that.
+        """
+        seen: set[_Sequence] = set()
+        fresh = []
+        for group in groups:
+            fresh.append([sequence for sequence in group if sequence not in seen])
+            seen.update(group)
+        filled = [group for group in fresh if group]
+        scored = self.network.score(filled, self.max_batch_tokens)
+        ordered = [sequence for group in filled for sequence in group]
+        return dict(zip(ordered, scored, strict=True))
+
+    def _sequences(self, turns: Sequence[ConversationTurn]) -> list[_Sequence]:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         return [
-            conversation_tokens(self.tokenizer, messages[: end + 1], self.network.max_tokens)
+            tuple(conversation_tokens(self.tokenizer, messages[: end + 1], self.network.max_tokens))
             for end, turn in enumerate(turns)
             if turn.role == "assistant"
         ]

@@ -7,14 +7,13 @@ does not know what rewards measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
-
-from pydantic import ValidationError
 
 from stateset_agents.core.environment import Scenario
 from stateset_agents.core.reward import RewardFunction, RewardResult, Scorable
-from stateset_agents.core.rubric import Rubric
+from stateset_agents.core.rubric import Rubric, parse_rubric
 from stateset_agents.core.trajectory import ConversationTurn, MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import DataError, RewardError, RolloutError, StateSetError
 from stateset_agents.inference.engine import FinishReason
@@ -66,21 +65,11 @@ def _reward_context(
 
 
 def _parse_rubric(scenario: Scenario) -> Rubric | None:
-    """A rubric may be an object, its dict, or the bare list of its items."""
-    given = scenario.get("rubric")
-    if given is None or isinstance(given, Rubric):
-        return given
-    if not isinstance(given, Mapping):
-        given = {"items": given}
     try:
-        return Rubric.model_validate(given)
-    except ValidationError as error:
+        return parse_rubric(scenario.get("rubric"))
+    except ValueError as error:
         raise DataError(
-            [
-                f"scenario {scenario.get('id')!r}: rubric.{'.'.join(map(str, problem['loc']))}: "
-                f"{problem['msg']} (found {problem['input']!r})"
-                for problem in error.errors()
-            ]
+            [f"scenario {scenario.get('id')!r}: {problem}" for problem in str(error).splitlines()]
         ) from error
 
 
@@ -133,7 +122,7 @@ def _fill(trajectory: MultiTurnTrajectory, result: RewardResult, name: str) -> N
 
 
 def _finite(score: Any, name: str, where: str) -> float:
-    if isinstance(score, int | float) and math.isfinite(score):
+    if isinstance(score, Real) and math.isfinite(score):
         return float(score)
     raise RewardError(
         f"reward {name!r} gave {score!r} for {where}; a score is a finite number, most often in "

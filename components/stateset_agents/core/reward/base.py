@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from stateset_agents.core.trajectory import ConversationTurn
@@ -84,7 +85,7 @@ class RewardFunction(ABC):
 
     def _checked(self, given: object, where: str) -> RewardResult:
         result = given if isinstance(given, RewardResult) else None
-        if isinstance(given, int | float):  # a bool is an int, and a fair 0 or 1
+        if isinstance(given, Real):  # NumPy's too; a bool is one, and a fair 0 or 1
             result = RewardResult(score=float(given))
         if result is None or not math.isfinite(result.score):
             raise RewardError(

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from stateset_agents.core.rubric import Rubric
+from stateset_agents.core.rubric import Rubric, parse_rubric
 from stateset_agents.core.sentences import Sentence, normalised_words, split_sentences
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import RewardError
@@ -99,11 +97,9 @@ def rubric_of(context: dict[str, Any] | None) -> Rubric | None:
     scenario = context.get("scenario") or {}
     if given is None:
         given = scenario.get("rubric")
-    if given is None or isinstance(given, Rubric):
-        return given
     try:
-        return Rubric.model_validate(given if isinstance(given, dict) else {"items": given})
-    except ValidationError as error:
+        return parse_rubric(given)
+    except ValueError as error:
         raise RewardError(
             f"the rubric of scenario {scenario.get('id', '?')!r} cannot be used: {error}"
         ) from error
