@@ -13,45 +13,9 @@ from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.engine import FinishReason
 from stateset_agents.inference.loading import load_tokenizer
 from stateset_agents.inference.stub_engine import ByteTokenizer
+from tests.chat_styles import STYLES, make_styled_tokenizer
 from tests.tiny_model import CHATML_TEMPLATE, make_tiny_tokenizer
 
-LLAMA3_STYLE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n\n' + message['content'] | trim + '<|im_end|>' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
-)
-GEMMA_STYLE = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}"
-    "{{ '<|im_start|>' + ('model' if message['role'] == 'assistant' else message['role']) "
-    "+ '\n' + message['content'] | trim + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
-)
-MISTRAL_STYLE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
-)
-QWEN_STYLE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% set text = message['content'] %}"
-    "{% if message['role'] == 'assistant' and '</think>' in text %}"
-    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    "{{ text + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SYSTEM_IN_LAST_TURN = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}"
-    "{{ '<|im_start|>' }}{% if loop.last and messages[0]['role'] == 'system' %}"
-    "{{ messages[0]['content'] }}{% endif %}{{ message['content'] + '<|im_end|>' }}"
-    "{% endif %}{% endfor %}"
-)
 USER = ("Where is my parcel?", "order 48213", "Thank you. Größer 🙂?")
 ANSWERS = ("Could you please tell me your order number?", "It arrives on Thursday.\n\nBye.")
 
@@ -75,7 +39,7 @@ def play(
     for answer, question in zip(ANSWERS, USER[1:], strict=True):
         sampled = tokenizer.encode(space + answer)
         if reason is FinishReason.STOP:
-            sampled.append(tokenizer.hf.eos_token_id)
+            sampled.append(tokenizer.encode_answer("")[-1])
         new = [say("user", question)]
         grown += sampled + tokenizer.continuation(sampled, reason, new)
         messages += [say("assistant", answer), *new]
@@ -84,22 +48,18 @@ def play(
 
 @pytest.mark.parametrize("reason", list(FinishReason))
 @pytest.mark.parametrize(
-    ("template", "system"),
+    ("name", "system"),
     [
-        *((template, True) for template in (CHATML_TEMPLATE, LLAMA3_STYLE, QWEN_STYLE, None)),
-        *((template, False) for template in (CHATML_TEMPLATE, LLAMA3_STYLE, QWEN_STYLE, None)),
-        (GEMMA_STYLE, False),  # these two have no system message
-        (MISTRAL_STYLE, False),
+        *((name, False) for name in STYLES),
+        *((name, True) for name, style in STYLES.items() if style.has_system),
     ],
 )
 def test_prompt_answer_and_continuation_are_the_templates_rendering(
-    template: str | None, system: bool, reason: FinishReason
+    name: str, system: bool, reason: FinishReason
 ) -> None:
-    tokenizer = tiny_with(template)
+    tokenizer = make_styled_tokenizer(STYLES[name])
     opening = [say("system", "Answer shortly.")] if system else []
-    # The answer's own leading space: Mistral's template writes one before each answer.
-    space = " " if template == MISTRAL_STYLE else ""
-    grown, rendered = play(tokenizer, opening, reason, space)
+    grown, rendered = play(tokenizer, opening, reason, STYLES[name].answer_start)
     assert grown == rendered
 
 
@@ -134,14 +94,14 @@ def test_a_stop_token_other_than_the_templates_stands_for_its_end_of_turn() -> N
 
 
 def test_templates_that_rewrite_what_was_said_are_noticed() -> None:
-    kept = (CHATML_TEMPLATE, LLAMA3_STYLE, GEMMA_STYLE, QWEN_STYLE, None)
-    assert all(tiny_with(template).extends_history for template in kept)
-    assert not tiny_with(SYSTEM_IN_LAST_TURN).extends_history
+    extends = {name: make_styled_tokenizer(style).extends_history for name, style in STYLES.items()}
+    # Mistral's moves the system message, and puts a space before an answer.
+    assert extends == {name: name != "mistral" for name in STYLES}
 
 
 def test_a_template_that_refuses_or_hides_messages_says_so() -> None:
     with pytest.raises(EngineError, match=r"roles \[user, user\].*alternate"):
-        tiny_with(GEMMA_STYLE).render([say("user", "a"), say("user", "b")])
+        make_styled_tokenizer(STYLES["gemma"]).render([say("user", "a"), say("user", "b")])
     hides = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}"
     with pytest.raises(EngineError, match="does not show an assistant's message"):
         tiny_with(hides + "{% endfor %}")
