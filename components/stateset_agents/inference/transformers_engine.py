@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stateset_agents.exceptions import ContextLengthError, EngineError
+from stateset_agents.exceptions import EngineError
 from stateset_agents.inference.attention import (
     ATTENTION_NAME,
     AttentionPlan,
@@ -31,8 +31,9 @@ from stateset_agents.inference.attention import (
     plan_attention,
 )
 from stateset_agents.inference.chat_template import ChatTokenizer
-from stateset_agents.inference.engine import GenerationRequest, GenerationResult, SamplingParams
+from stateset_agents.inference.engine import GenerationRequest, GenerationResult
 from stateset_agents.inference.packed_linear import pack_linears
+from stateset_agents.inference.request_checks import check_request, check_weights
 from stateset_agents.inference.sampling import Draw, sample
 from stateset_agents.inference.scheduler import Job, Piece, Scheduler
 from stateset_agents.inference.slot_cache import SlotCache
@@ -45,8 +46,6 @@ _GROWTH_TOKENS = 64
 # question in time for the next step. Counted in turns and not in seconds: the same run batches the
 # same way again.
 _LOOP_TURNS = 8
-# Nearer to 0, logits divided by these overflow, and every request of the step would fail.
-_LEAST_TEMPERATURE, _LEAST_PENALTY = 1e-6, 1e-3
 
 
 class TransformersEngine:
@@ -174,22 +173,7 @@ class TransformersEngine:
             EngineError: a name or shape that the model does not have; nothing was replaced.
         """
         given = list(weights)
-        problems = []
-        for name, tensor in given:
-            target = self._parameters.get(name)
-            if target is None:
-                problems.append(f"{name!r} is not a parameter of the model")
-            elif target.shape != tensor.shape:
-                problems.append(
-                    f"{name!r} has shape {tuple(tensor.shape)}; the model's is "
-                    f"{tuple(target.shape)}"
-                )
-        if problems:
-            raise EngineError(
-                f"Weights do not fit the engine's model, and none was replaced: {problems[0]}"
-                + (f" (and {len(problems) - 1} more)." if len(problems) > 1 else ".")
-                + " Pass the plain model's parameters, adapters merged in."
-            )
+        check_weights(given, {name: value.shape for name, value in self._parameters.items()})
         with self._step_lock, torch.no_grad():
             for name, tensor in given:
                 self._parameters[name].copy_(tensor)
@@ -257,16 +241,9 @@ class TransformersEngine:
     def _check(self, request: GenerationRequest) -> None:
         if self._closed:
             raise EngineError("The engine is closed; make a new one to generate.")
-        problems = _problems_of(request.sampling)
-        problems += _problems_of_prompt(request.prompt_token_ids, self._vocabulary)
-        if problems:
-            raise EngineError("The request makes no sense: " + "; ".join(problems) + ".")
-        prompt, answer = len(request.prompt_token_ids), request.sampling.max_new_tokens
-        if prompt + answer > self._max_context_tokens:
-            raise ContextLengthError(
-                f"A prompt of {prompt} tokens and max_new_tokens {answer} exceed the context of "
-                f"{self._max_context_tokens} tokens. Shorten the conversation or the answer."
-            )
+        check_request(
+            request, vocabulary=self._vocabulary, max_context_tokens=self._max_context_tokens
+        )
 
     def _ensure_driver(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._driver is not None and not self._driver.done():
@@ -428,34 +405,3 @@ def _draw_of(job: Job) -> Draw:
     if params.repetition_penalty != 1.0:
         history = (*job.request.prompt_token_ids, *job.sampled)
     return Draw(params, job.random.random(), history)
-
-
-def _problems_of_prompt(token_ids: Sequence[int], vocabulary: int) -> list[str]:
-    if not token_ids:
-        return ["the prompt is empty"]
-    # The embedding would raise for the whole step, and so for every request in it.
-    strange = next((token for token in token_ids if not 0 <= token < vocabulary), None)
-    if strange is None:
-        return []
-    return [f"the prompt has token {strange}, and the model's are 0 to {vocabulary - 1}"]
-
-
-def _problems_of(params: SamplingParams) -> list[str]:
-    problems = []
-    if params.max_new_tokens < 1:
-        problems.append(f"max_new_tokens is {params.max_new_tokens}, must be at least 1")
-    if params.temperature != 0 and not params.temperature >= _LEAST_TEMPERATURE:
-        problems.append(
-            f"temperature is {params.temperature}, must be 0 (greedy) or at least "
-            f"{_LEAST_TEMPERATURE}"
-        )
-    if not 0 < params.top_p <= 1:
-        problems.append(f"top_p is {params.top_p}, must be above 0 and at most 1")
-    if params.top_k < 0:
-        problems.append(f"top_k is {params.top_k}, must be 0 (off) or more")
-    if not _LEAST_PENALTY <= params.repetition_penalty <= 1 / _LEAST_PENALTY:
-        problems.append(
-            f"repetition_penalty is {params.repetition_penalty}, must be from {_LEAST_PENALTY} to "
-            f"{1 / _LEAST_PENALTY:g}"
-        )
-    return problems
