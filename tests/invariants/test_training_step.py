@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from stateset_agents.training.batching import micro_batches
+from stateset_agents.training.algorithms import ALGORITHMS
+from stateset_agents.training.batch import TrainingBatch
+from stateset_agents.training.batching import StepRow, micro_batches
 from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.objective import weighted_loss
 from stateset_agents.training.step import Learner, train_step
+from tests.tiny_model import make_tiny_model
 from tests.training.made import (
     gradient_of,
     make_advantages,
     make_learner_for,
     make_rows,
+    off_policy,
     to_batch,
     widen,
 )
@@ -26,105 +31,129 @@ from tests.training.made import (
 LORA = {"use_lora": True, "lora_r": 4}
 FULL: dict[str, Any] = {}
 
+Gradient = dict[str, torch.Tensor]
+
 
 def wide_learner(folder: Path, **settings: Any) -> Learner:
     return widen(make_learner_for(folder, **settings))
 
 
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+def assert_same(first: Gradient, second: Gradient) -> None:
     """Equal in each parameter to five digits; the model computes its norms in float32."""
     for name, value in first.items():
         assert value.norm() > 1e-6, name
         assert (value - second[name]).norm() / value.norm() < 3e-6, name
 
 
+def gradient_with(learner: Learner, batch: TrainingBatch, **settings: Any) -> Gradient:
+    """The step's gradient under settings that may not change it."""
+    return gradient_of(replace(learner, config=learner.config.model_copy(update=settings)), batch)
+
+
+def off_policy_batch(learner: Learner, rows: list[StepRow]) -> TrainingBatch:
+    """With everything that a loss can depend on: ratios on both sides of the clips, a KL term."""
+    return off_policy(
+        learner,
+        to_batch(rows, make_advantages(rows), loss_aggregation=learner.objective.loss_aggregation),
+    )
+
+
 @pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("algorithm", ["grpo", "gspo"])
-def test_the_micro_batch_budget_changes_nothing(
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_neither_micro_batches_nor_shared_prefixes_change_anything(
     tiny_model_dir: Path, settings: dict[str, Any], algorithm: str
 ) -> None:
-    rows = make_rows()
-    batch = to_batch(rows, make_advantages(rows))
-    whole, single = (
-        wide_learner(
-            tiny_model_dir,
-            **settings,
-            algorithm=algorithm,
-            micro_batch_tokens=budget,
-            share_prefix=False,
-        )
-        for budget in (10_000, 1)
-    )
+    learner = wide_learner(tiny_model_dir, algorithm=algorithm, kl_coefficient=0.04, **settings)
+    batch = off_policy_batch(learner, make_rows())
+    assert batch.shared_prefix_lengths.tolist() == [23] * 8
     assert len(micro_batches(batch, token_budget=1, share_prefix=False)) == 8
 
-    assert_same(gradient_of(whole, batch), gradient_of(single, batch))
+    plain = gradient_with(learner, batch, micro_batch_tokens=10**6, share_prefix=False)
+
+    assert_same(plain, gradient_with(learner, batch, micro_batch_tokens=1, share_prefix=False))
+    assert_same(plain, gradient_with(learner, batch, micro_batch_tokens=10**6, share_prefix=True))
+    assert_same(plain, gradient_with(learner, batch, micro_batch_tokens=100, share_prefix=True))
 
 
-@pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
-def test_the_shared_prefix_step_equals_the_plain_step(
-    tiny_model_dir: Path, settings: dict[str, Any]
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_neither_the_order_of_rows_and_groups_nor_padding_changes_anything(
+    tiny_model_dir: Path, algorithm: str
 ) -> None:
-    rows = make_rows()
-    batch = to_batch(rows, make_advantages(rows))
-    assert batch.shared_prefix_lengths.tolist() == [23] * 8
-    plain, shared = (
-        wide_learner(tiny_model_dir, **settings, share_prefix=share) for share in (False, True)
-    )
+    learner = wide_learner(tiny_model_dir, algorithm=algorithm, kl_coefficient=0.04, **LORA)
+    batch = off_policy_batch(learner, make_rows())
+    first, second = torch.arange(4), torch.arange(4, 8)
+    found = gradient_of(learner, batch)
 
-    assert_same(gradient_of(plain, batch), gradient_of(shared, batch))
-
-
-def test_the_order_of_rows_and_groups_changes_nothing(tiny_model_dir: Path) -> None:
-    rows, learner = make_rows(), wide_learner(tiny_model_dir, **LORA)
-    advantages = make_advantages(rows)
-    turned = list(reversed(rows))
-
-    assert_same(
-        gradient_of(learner, to_batch(rows, advantages)),
-        gradient_of(learner, to_batch(turned, advantages)),
-    )
-
-
-def test_what_padding_holds_changes_nothing(tiny_model_dir: Path) -> None:
-    rows, learner = make_rows(), wide_learner(tiny_model_dir, **LORA)
-    batch = to_batch(rows, make_advantages(rows))
+    for order in (torch.cat([second, first]), torch.arange(8).flip(0)):
+        assert_same(found, gradient_of(learner, batch.select(order)))
     padding = torch.arange(batch.token_ids.shape[1]) >= batch.row_lengths[:, None]
     other = replace(batch, token_ids=batch.token_ids.masked_fill(padding, 77))
     assert padding.any()
+    assert_same(found, gradient_of(learner, other))
+    assert_same(found, gradient_of(learner, wider(batch, by=9)))
 
-    assert_same(gradient_of(learner, batch), gradient_of(learner, other))
+
+def wider(batch: TrainingBatch, by: int) -> TrainingBatch:
+    """The same batch with so many more columns of padding."""
+    return replace(
+        batch,
+        **{
+            field.name: torch.nn.functional.pad(value, (0, by))
+            for field in fields(batch)
+            if isinstance(value := getattr(batch, field.name), torch.Tensor) and value.dim() == 2
+        },
+    )
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "gspo"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_eight_micro_batches_of_one_group_equal_one_of_eight(
     tiny_model_dir: Path, algorithm: str
 ) -> None:
-    rows = make_rows(groups=8, generations=2)
-    advantages = make_advantages(rows)
-    whole = wide_learner(
-        tiny_model_dir, **LORA, algorithm=algorithm, share_prefix=False, micro_batch_tokens=10**6
-    )
-    one_group = wide_learner(tiny_model_dir, **LORA, algorithm=algorithm, micro_batch_tokens=120)
-
-    batch = to_batch(rows, advantages)
+    learner = wide_learner(tiny_model_dir, algorithm=algorithm, **LORA)
+    batch = off_policy_batch(learner, make_rows(groups=8, generations=2))
+    whole = {"share_prefix": False, "micro_batch_tokens": 10**6}
     assert len(micro_batches(batch, token_budget=10**6, share_prefix=False)) == 1
     assert len(micro_batches(batch, token_budget=120, share_prefix=True)) >= 8
-    assert_same(gradient_of(whole, batch), gradient_of(one_group, batch))
+
+    found = gradient_with(learner, batch, micro_batch_tokens=120)
+
+    assert_same(gradient_with(learner, batch, **whole), found)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "gspo"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_on_policy_the_gradient_is_that_of_reinforce(tiny_model_dir: Path, algorithm: str) -> None:
-    rows = make_rows()
-    batch = to_batch(rows, make_advantages(rows))
     learner = wide_learner(tiny_model_dir, algorithm=algorithm)
+    rows = make_rows()
+    batch = to_batch(
+        rows, make_advantages(rows), loss_aggregation=learner.objective.loss_aggregation
+    )
 
     found = gradient_of(learner, batch)
 
-    # REINFORCE: minus the mean over conversations and their tokens of A grad log pi
+    # REINFORCE, aggregated as the algorithm does: minus the sum of w A grad log pi. For one ratio
+    # per row this needs what holds here, one weight and one advantage for all of a row's tokens.
     tokens = batch_logprobs(learner.policy, batch, share_prefix=False)
     (-(tokens.logprobs * batch.advantages * batch.loss_weights).sum()).backward()
     expected = {name: p.grad for name, p in learner.policy.trainable.items() if p.grad is not None}
     assert_same(expected, found)
+
+
+@pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "full"])
+def test_dropout_that_the_models_own_config_asks_for_is_off_as_it_was_when_sampling(
+    tmp_path: Path, use_lora: bool
+) -> None:
+    folder = make_tiny_model(tmp_path)
+    rows = make_rows(groups=1)
+    batch = to_batch(rows, make_advantages(rows))
+    without = gradient_of(wide_learner(folder, use_lora=use_lora), batch)
+    described = json.loads((folder / "config.json").read_text())
+    assert described["attention_dropout"] == 0
+    (folder / "config.json").write_text(json.dumps({**described, "attention_dropout": 0.5}))
+
+    learner = wide_learner(folder, use_lora=use_lora)
+
+    assert learner.policy.model.config.attention_dropout == 0.5
+    assert_same(without, gradient_of(learner, batch))
 
 
 @pytest.mark.parametrize(("cap", "factor"), [(None, 1.0), (3.0, 2.0), (1.5, 1.5)])
@@ -143,16 +172,36 @@ def test_tokens_that_the_engine_gave_half_the_probability_count_double_up_to_the
     assert loss.item() == pytest.approx(factor * plain.item(), rel=1e-5)
 
 
-def test_tokens_that_were_not_sampled_have_no_gradient(tiny_model_dir: Path) -> None:
-    rows = make_rows(groups=1, generations=2)
-    batch = to_batch(rows, make_advantages(rows))
-    learner = wide_learner(tiny_model_dir)
-    tokens = batch_logprobs(learner.policy, batch, share_prefix=False)
-    seen = tokens.logprobs.detach().requires_grad_(True)
-    loss, _ = weighted_loss(seen, batch, learner.objective)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_prompt_user_and_padding_tokens_have_no_gradient_whatever_they_hold(
+    tiny_model_dir: Path, algorithm: str
+) -> None:
+    learner = wide_learner(
+        tiny_model_dir,
+        algorithm=algorithm,
+        kl_coefficient=0.04,
+        kl_bias_correction=True,
+        importance_sampling_cap=2.0,
+    )
+    batch = off_policy_batch(learner, make_rows(groups=1, generations=2))
+    others = ~batch.loss_mask
+    assert batch.old_logprobs is not None
+    assert batch.reference_logprobs is not None
+    seen = (batch.old_logprobs + 0.01).masked_fill(others, -math.inf).requires_grad_(True)
+    spoilt = replace(
+        batch,
+        old_logprobs=batch.old_logprobs.masked_fill(others, math.nan),
+        reference_logprobs=batch.reference_logprobs.masked_fill(others, math.inf),
+        sampling_logprobs=batch.sampling_logprobs.masked_fill(others, math.nan),
+        advantages=batch.advantages.masked_fill(others, math.nan),
+    )
+
+    loss, _ = weighted_loss(seen, spoilt, learner.objective)
     loss.backward()
 
+    assert loss.isfinite()
     assert seen.grad is not None
+    assert bool(seen.grad.isfinite().all())
     assert torch.equal(seen.grad != 0, batch.loss_mask)
 
 

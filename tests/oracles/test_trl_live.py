@@ -16,10 +16,9 @@ import torch
 
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow
-from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.objective import objective_of
 from stateset_agents.training.step import Learner, train_step
-from tests.training.made import make_advantages, make_learner_for, make_rows, to_batch
+from tests.training.made import make_advantages, make_learner_for, make_rows, off_policy, to_batch
 
 MAX_COMPLETION_LENGTH = 64
 TEMPERATURE = 0.9
@@ -100,8 +99,7 @@ def two_groups() -> list[StepRow]:
     return first + [replace(row, trajectory=row.trajectory + 4, group=1) for row in second]
 
 
-def off_policy_batch(learner: Learner) -> TrainingBatch:
-    """Old and reference log-probs at some distance of the model's own, the same at every call."""
+def batch_of(learner: Learner) -> TrainingBatch:
     rows = two_groups()
     batch = to_batch(
         rows,
@@ -110,16 +108,7 @@ def off_policy_batch(learner: Learner) -> TrainingBatch:
         max_completion_length=MAX_COMPLETION_LENGTH,
         temperature=TEMPERATURE,
     )
-    own = batch_logprobs(learner.policy, batch, share_prefix=False).logprobs.detach()
-    noise = torch.Generator().manual_seed(0)
-    old = own + 0.2 * torch.randn(own.shape, generator=noise)
-    reference = own + 0.5 * torch.randn(own.shape, generator=noise)
-    return replace(
-        batch,
-        sampling_logprobs=old * batch.loss_mask,
-        old_logprobs=old * batch.loss_mask,
-        reference_logprobs=reference * batch.loss_mask,
-    )
+    return off_policy(learner, batch)
 
 
 def trl_inputs(batch: TrainingBatch, pad_token_id: int = 2) -> dict[str, torch.Tensor]:
@@ -172,7 +161,7 @@ def test_loss_and_gradient_norm_are_those_of_trls_trainer(
 ) -> None:
     theirs, ours = CASES[case]
     learner = make_learner_for(tiny_model_dir, kl_coefficient=kl, **ours)
-    batch = off_policy_batch(learner)
+    batch = batch_of(learner)
     trainer = trl_trainer(beta=kl, **theirs)
     trainer.model.train()
 

@@ -13,6 +13,7 @@ from stateset_agents.inference.loading import load_model
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, StepRows, make_batch
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.step import Learner, make_learner
 
@@ -96,6 +97,22 @@ def to_batch(rows: list[StepRow], advantages: torch.Tensor, **settings: Any) -> 
             "keep_all_rows": True,
             **settings,
         },
+    )
+
+
+def off_policy(learner: Learner, batch: TrainingBatch) -> TrainingBatch:
+    """The batch with old and reference log-probs at some distance of the model's own; the same
+    noise at every call, and sampled with the old ones.
+    """
+    own = batch_logprobs(learner.policy, batch, share_prefix=False).logprobs.detach().float()
+    noise = torch.Generator().manual_seed(0)
+    old = own + 0.2 * torch.randn(own.shape, generator=noise)
+    reference = own + 0.5 * torch.randn(own.shape, generator=noise)
+    return replace(
+        batch,
+        sampling_logprobs=old * batch.loss_mask,
+        old_logprobs=old * batch.loss_mask,
+        reference_logprobs=reference * batch.loss_mask,
     )
 
 

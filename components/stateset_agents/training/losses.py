@@ -138,8 +138,9 @@ def cispo_loss(
     ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp().detach()
     lowest = None if clip_left is None else 1 - clip_left
     weight = ratio.clamp(min=lowest, max=1 + clip_right)
+    gain = weight * _masked(advantages, loss_mask) * _masked(policy_logprobs, loss_mask)
     return TokenLosses(
-        loss=_masked(-weight * advantages * policy_logprobs, loss_mask),
+        loss=-gain,
         clipped=(weight != ratio) & loss_mask,
         ratio=ratio,
     )
@@ -161,10 +162,11 @@ def sapo_loss(
     others damps what pushes tokens down.
     """
     ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp()
+    advantages = _masked(advantages, loss_mask)
     tau = torch.where(advantages > 0, temperature_positive, temperature_negative)
     gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
     return TokenLosses(
-        loss=_masked(-gate * advantages, loss_mask),
+        loss=-gate * advantages,
         clipped=torch.zeros_like(loss_mask),
         ratio=ratio.detach(),
     )
@@ -245,16 +247,18 @@ def _clipped_surrogate(
     clip_right: float,
     ratio_cap: float | None,
 ) -> TokenLosses:
+    # before they meet the ratio: a row may share one, and so each other's gradient
+    advantages = _masked(advantages, loss_mask)
     cap = math.inf if ratio_cap is None else ratio_cap
     kept = ratio.clamp(max=cap) * advantages
     bounded = ratio.clamp(1 - clip_left, 1 + clip_right) * advantages
-    # where the advantage is negative, the cap holds alone: the clip's upper bound is the smaller
+    # a good token is held by the tighter of cap and upper clip, a bad one by the looser
     too_low = (ratio < 1 - clip_left) | (ratio > max(cap, 1 + clip_right))
     too_high = ratio > min(cap, 1 + clip_right)
     clipped = (too_low & (advantages < 0)) | (too_high & (advantages > 0))
     return TokenLosses(
-        loss=_masked(-torch.minimum(kept, bounded), loss_mask),
-        clipped=clipped & loss_mask,
+        loss=-torch.minimum(kept, bounded),
+        clipped=clipped,
         ratio=ratio.detach(),
     )
 
