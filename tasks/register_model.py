@@ -14,20 +14,14 @@ from typing import Any
 
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.lineage import collect_lineage, fingerprint
-from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, start_run
+from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, run_tags, start_run
 from stateset_agents.tracking.registry import register_version
 from tasks import entry, paths
 
 FIGURES = paths.EVALUATION_REPORT / "metrics.json"
 
-_SOURCES = {
-    "scenarios": paths.SCENARIOS,
-    "preferences": paths.PREFERENCES,
-    "base_model": paths.BASE_MODEL,
-    "reward_model": paths.REWARD_MODEL,
-    "policy": paths.POLICY,
-}
 _REPORTS = {
     "train": paths.POLICY_REPORT,
     "evaluate": paths.EVALUATION_REPORT,
@@ -38,8 +32,8 @@ _REPORTS = {
 def run(config: RunConfig) -> None:
     """Register; data/registration.json appears when the version is whole."""
     figures = read_figures()
-    tags = collect_lineage(_SOURCES)
-    tags |= {f"run.{role}": run_id for role, run_id in _runs().items()}
+    runs = _runs()
+    tags = _origins(config.tracking, runs) | {f"run.{role}": one for role, one in runs.items()}
     tags |= {
         f"evaluation.{name}": f"{figures[name]:.6g}"
         for name in config.register.metrics
@@ -97,6 +91,18 @@ def _runs() -> dict[str, str]:
     """The MLflow runs of the steps before, by what they did."""
     found = {role: read_link(report / RUN_LINK) for role, report in _REPORTS.items()}
     return {role: run_id for role, run_id in found.items() if run_id is not None}
+
+
+def _origins(tracking: TrackingConfig, runs: Mapping[str, str]) -> dict[str, str]:
+    """Code and data as the runs that made the policy saw them: both may have changed since. Of the
+    policy itself, as it is registered now. A run that is gone says nothing.
+    """
+    tags: dict[str, str] = {}
+    for role in ("train_reward_model", "train"):  # what both know, the policy's own run knows best
+        seen = run_tags(tracking, runs[role]) if role in runs else {}
+        tags |= {name: seen[name] for name in seen if name.startswith(("data.", "git."))}
+    own = collect_lineage({"policy": paths.POLICY})
+    return tags | {name: own[name] for name in own if name.startswith("data.")}
 
 
 def _describe(figures: dict[str, Any]) -> str:

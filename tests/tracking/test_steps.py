@@ -37,7 +37,8 @@ def project(
     paths.EVALUATION_REPORT.mkdir(parents=True)
     (paths.EVALUATION_REPORT / "metrics.json").write_text(json.dumps(GOOD))
     (paths.EVALUATION_REPORT / "report.html").write_text("<p>")
-    with start_run(tracking, "train_policy", params={"seed": 5}) as run:
+    origins = {"git.revision": "abc", "data.scenarios.sha256": "as trained on"}
+    with start_run(tracking, "train_policy", origins, params={"seed": 5}) as run:
         run.write_link(paths.POLICY_REPORT / "mlflow_run.json")
     return RunConfig(tracking=tracking)
 
@@ -60,6 +61,8 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     assert registration["model_uri"] == "models:/support-agent/1"
     tags = find_version(project.tracking, registration["model_uri"]).tags
     assert tags["data.policy.sha256"] == fingerprint(paths.POLICY)
+    assert tags["data.scenarios.sha256"] == "as trained on"
+    assert tags["git.revision"] == "abc"
     assert tags["evaluation.reward.challenger"] == "0.7"
 
     promote_model.run(project)

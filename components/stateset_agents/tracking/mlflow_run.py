@@ -209,6 +209,20 @@ def read_link(path: Path) -> str | None:
     return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
 
 
+def run_tags(tracking: TrackingConfig, run_id: str) -> dict[str, str]:
+    """The tags of a run; {} where the store has no such run (any more).
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(open_client(tracking).get_run(run_id).data.tags)
+    except MlflowException:
+        return {}
+
+
 @contextlib.contextmanager
 def start_run(
     tracking: TrackingConfig,
