@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from stateset_agents.exceptions import StateSetError
     from stateset_agents.training.config import TrainingConfig
     from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
+    from stateset_agents.training.train import train
 
 __version__ = "0.1.0"
 
@@ -57,6 +58,7 @@ _HOMES = {
     "TrainingConfig": "training.config",
     "TrajectoryGroup": "core.trajectory",
     "reward_function": "core.reward",
+    "train": "training.train",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "TrainingConfig",
     "TrajectoryGroup",
     "reward_function",
+    "train",
 ]
 
 

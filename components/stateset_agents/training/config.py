@@ -8,10 +8,11 @@ vetted defaults stand in `algorithms.py` and hold where a setting is None here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
+from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.settings import Settings
 from stateset_agents.training.algorithms import (
     ALGORITHMS,
@@ -21,6 +22,7 @@ from stateset_agents.training.algorithms import (
     AlgorithmRow,
     LossAggregation,
 )
+from stateset_agents.training.model_size import estimated_parameters
 
 Credit = Literal["episode", "turn"]
 ImportanceSampling = Literal["truncate", "mask"]
@@ -315,3 +317,95 @@ class TrainingConfig(Settings):
     @kl_penalty.setter
     def kl_penalty(self, value: float) -> None:
         self.kl_coefficient = value
+
+
+# What a profile changes of the defaults; the caller's own settings win.
+PROFILES: dict[str, dict[str, Any]] = {
+    # small steps, close to the policy that sampled and to the one that training started from
+    "conservative": {
+        "learning_rate": 1e-6,
+        "clip_range_left": 0.1,
+        "clip_range_right": 0.1,
+        "kl_coefficient": 0.05,
+        "max_grad_norm": 0.5,
+        "warmup_ratio": 0.2,
+    },
+    "balanced": {},
+    # larger steps, and room upwards for what is rare and good
+    "aggressive": {
+        "learning_rate": 2e-5,
+        "clip_range_left": 0.2,
+        "clip_range_right": 0.4,
+        "max_grad_norm": 2.0,
+        "warmup_ratio": 0.03,
+    },
+    # what the newest papers combine: DAPO's sampling and token weights, two steps on a batch
+    "experimental": {
+        "algorithm": "dapo",
+        "learning_rate": 1e-5,
+        "num_iterations": 2,
+        "lr_schedule": "cosine",
+        "importance_sampling": "mask",
+        "importance_sampling_cap": 5.0,
+        "importance_sampling_floor": 0.5,
+    },
+}
+
+# What the conversations of a domain ask for.
+DOMAINS: dict[str, dict[str, Any]] = {
+    # short answers that have to stay with a policy
+    "customer_service": {"max_completion_length": 512, "kl_coefficient": 0.02},
+    # steps to follow: long answers, long histories
+    "technical_support": {"max_prompt_length": 1024, "max_completion_length": 1024},
+    # many ways to be good: wider groups, more room upwards
+    "sales": {"num_generations": 24, "clip_range_left": 0.2, "clip_range_right": 0.4},
+}
+
+# From this size on, float32 masters and Adam's states (16 bytes a parameter) outgrow one device.
+LORA_FROM_PARAMETERS = 1e9
+LORA_LEARNING_RATE_FACTOR = 20
+
+
+def config_for_profile(profile: str, **settings: Any) -> TrainingConfig:
+    """The defaults, what the profile changes, and then `settings`.
+
+    `conservative` (a fifth of the learning rate, clips half as wide, a KL term), `balanced` (the
+    defaults), `aggressive` (four times the learning rate, a wider upper clip),
+    `experimental` (DAPO, two steps on a batch, masked importance sampling).
+
+    Raises:
+        ConfigurationError: an unknown profile, or settings that cannot work.
+    """
+    return TrainingConfig(**{**_named(PROFILES, "profile", profile), **settings})
+
+
+def get_config_for_task(
+    task: str, model_name: str | None = None, *, profile: str = "balanced", **settings: Any
+) -> TrainingConfig:
+    """What works for a domain: `customer_service`, `technical_support` or `sales`.
+
+    Args:
+        task: the domain.
+        model_name: a folder or a name that tells the size (`llama-7b`); from a billion parameters
+            on an adapter is trained, at twenty times the learning rate. None: full weights.
+        profile: what the domain's settings are laid over.
+        **settings: of `TrainingConfig`; they win.
+
+    Raises:
+        ConfigurationError: an unknown domain or profile, or settings that cannot work.
+    """
+    chosen = {
+        **_named(PROFILES, "profile", profile),
+        **_named(DOMAINS, "task", task),
+    }
+    size = estimated_parameters(model_name) if model_name else None
+    if size is not None and size >= LORA_FROM_PARAMETERS:
+        rate = chosen.get("learning_rate", TrainingConfig.model_fields["learning_rate"].default)
+        chosen |= {"use_lora": True, "learning_rate": rate * LORA_LEARNING_RATE_FACTOR}
+    return TrainingConfig(**{**chosen, **settings})
+
+
+def _named(table: dict[str, dict[str, Any]], what: str, name: str) -> dict[str, Any]:
+    if name not in table:
+        raise ConfigurationError(f"{what} {name!r} is unknown; choose from {', '.join(table)}")
+    return table[name]

@@ -1,0 +1,65 @@
+"""GSPO under the guide's names: `GSPOConfig` and `train_with_gspo`.
+
+Owns the defaults that the guide gives GSPO. The algorithm is a row of `algorithms.py` like any
+other, and the trainer is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stateset_agents.core.agent import MultiTurnAgent
+from stateset_agents.core.environment import Environment
+from stateset_agents.core.reward import RewardFunction
+from stateset_agents.training.callbacks import TrainingCallback
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
+
+
+class GSPOConfig(TrainingConfig):
+    """`TrainingConfig` with GSPO's defaults; training lasts `num_outer_iterations` steps."""
+
+    algorithm: Literal["gspo", "gspo_token"] = "gspo"
+    """`gspo`, or `gspo_token`, which can credit turns."""
+    num_generations: int = Field(default=4, ge=1)
+    """Conversations per scenario; sequence-level ratios are steadier, so fewer will do."""
+    num_outer_iterations: int = Field(default=100, ge=1)
+    """Batches of conversations in the whole run, instead of `num_episodes` and `num_epochs`."""
+
+    @model_validator(mode="after")
+    def _length_is_said_once(self) -> Self:
+        given = sorted({"num_episodes", "num_epochs"} & self.model_fields_set)
+        if given:
+            raise ValueError(
+                f"{' and '.join(given)} cannot work here: a GSPOConfig says how long "
+                "training lasts by num_outer_iterations; leave them out, or use "
+                'TrainingConfig(algorithm="gspo")'
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of conversations in the whole run."""
+        return self.num_outer_iterations
+
+
+async def train_with_gspo(
+    config: GSPOConfig,
+    agent: MultiTurnAgent,
+    environment: Environment,
+    reward_model: RewardFunction,
+    *,
+    callbacks: Sequence[TrainingCallback] = (),
+    resume_from: Path | str | None = None,
+) -> MultiTurnAgent:
+    """Train `agent` over whole conversations in `environment`, and return it.
+
+    Raises:
+        StateSetError: what `Trainer.train` raises.
+    """
+    trainer = MultiTurnGRPOTrainer(agent, environment, reward_model, config)
+    return await trainer.train(callbacks, resume_from=resume_from)

@@ -1,0 +1,66 @@
+"""Training in one call: the guide's `train`.
+
+Owns how keywords become a configuration and a trainer. It does not know how training goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.core.agent import MultiTurnAgent
+from stateset_agents.core.environment import Environment
+from stateset_agents.core.reward import RewardFunction
+from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.training.callbacks import TrainingCallback
+from stateset_agents.training.config import TrainingConfig, config_for_profile
+from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
+
+
+async def train(
+    agent: MultiTurnAgent,
+    environment: Environment,
+    reward_fn: RewardFunction,
+    num_episodes: int | None = None,
+    profile: str | None = None,
+    *,
+    config: TrainingConfig | None = None,
+    callbacks: Sequence[TrainingCallback] = (),
+    resume_from: Path | str | None = None,
+    **settings: Any,
+) -> MultiTurnAgent:
+    """Train `agent` on conversations in `environment`, and return it.
+
+    Args:
+        agent: speaks with the trained weights afterwards.
+        environment: who it talks to.
+        reward_fn: what a conversation is worth.
+        num_episodes: scenarios visited, a group of conversations each. None: the config's.
+        profile: `conservative`, `balanced` (None), `aggressive` or `experimental`, see
+            `config.config_for_profile`.
+        config: all settings; leaves no room for a profile or single ones.
+        callbacks: called between steps.
+        resume_from: a checkpoint, or a folder of them.
+        **settings: single settings of `TrainingConfig`, over the profile's.
+
+    Raises:
+        ConfigurationError: `config` beside a profile or settings, or settings that cannot work.
+        StateSetError: what `Trainer.train` raises.
+    """
+    if config is None:
+        if num_episodes is not None:
+            settings["num_episodes"] = num_episodes
+        config = config_for_profile(profile or "balanced", **settings)
+    else:
+        given = {**settings, **({} if profile is None else {"profile": profile})}
+        if given:
+            raise ConfigurationError(
+                f"train() got a config and beside it {', '.join(sorted(given))}: put them into "
+                "the config, or leave the config out"
+            )
+        if num_episodes is not None:
+            config = config.model_copy(update={"num_episodes": num_episodes})
+            config = type(config)(**config.model_dump())  # a copy is not checked
+    trainer = MultiTurnGRPOTrainer(agent, environment, reward_fn, config)
+    return await trainer.train(callbacks, resume_from=resume_from)
