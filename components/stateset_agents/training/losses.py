@@ -188,7 +188,7 @@ def kl_divergence(
 
     With `old_logprobs` it is multiplied by the token's ratio pi / pi_old, gradient included, which
     makes k1's and k3's gradients those of the divergence itself, off-policy too (DeepSeek-V3.2,
-    2025, arXiv:2512.02556, equation 7). The ratio is the token's for every algorithm: a sequence's
+    2025, arXiv:2512.02556). The ratio is the token's for every algorithm: a sequence's
     would not have that property.
     """
     difference = _masked(reference_logprobs - policy_logprobs, loss_mask)

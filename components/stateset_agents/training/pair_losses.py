@@ -63,9 +63,9 @@ def pair_loss(
       (arXiv:2310.12036), equation 17; beta is its tau.
     - `robust`: the sigmoid loss made unbiased where a share e = `label_smoothing` of the labels is
       the wrong way round, ((1 - e) L(h) - e L(-h)) / (1 - 2 e). Chowdhury et al. 2024
-      (arXiv:2403.00409), equation 12.
+      (arXiv:2403.00409).
     - `sigmoid_norm`: -log sigmoid(beta h'). Length-normalised DPO, Lambert et al. 2024
-      (arXiv:2411.15124), equation 6.
+      (arXiv:2411.15124).
 
     Raises:
         ValueError: `label_smoothing` is not in [0, 0.5), or is set for another variant than
