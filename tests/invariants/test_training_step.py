@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from stateset_agents.exceptions import NonFiniteLossError
 from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, micro_batches
@@ -136,6 +137,43 @@ def test_on_policy_the_gradient_is_that_of_reinforce(tiny_model_dir: Path, algor
     (-(tokens.logprobs * batch.advantages * batch.loss_weights).sum()).backward()
     expected = {name: p.grad for name, p in learner.policy.trainable.items() if p.grad is not None}
     assert_same(expected, found)
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "gspo"])
+def test_with_turns_credited_each_token_is_reinforced_by_its_own_turn(
+    tiny_model_dir: Path, algorithm: str
+) -> None:
+    learner = wide_learner(tiny_model_dir, algorithm=algorithm, credit="turn")
+    rows = make_rows()
+    by_turn = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    batch = to_batch(rows, by_turn, loss_aggregation=learner.objective.loss_aggregation)
+
+    found = gradient_of(learner, batch)
+
+    own = torch.zeros(batch.token_ids.shape, dtype=torch.float64)
+    for number, row in enumerate(rows):
+        for place, turn in enumerate(row.turn_index):
+            own[number, place] = by_turn[number, turn] if turn >= 0 else 0.0
+    tokens = batch_logprobs(learner.policy, batch, share_prefix=False)
+    (-(tokens.logprobs * own * batch.loss_weights).sum()).backward()
+    expected = {name: p.grad for name, p in learner.policy.trainable.items() if p.grad is not None}
+    assert_same(expected, found)
+
+
+def test_a_reference_that_excludes_what_was_sampled_stops_the_step_before_the_weights_change(
+    tiny_model_dir: Path,
+) -> None:
+    learner = make_learner_for(tiny_model_dir, kl_coefficient=0.1)
+    batch = off_policy_batch(learner, make_rows(groups=1))
+    assert batch.reference_logprobs is not None
+    excluded = batch.reference_logprobs.masked_fill(batch.loss_mask, -math.inf)
+    before = {name: value.detach().clone() for name, value in learner.policy.trainable.items()}
+
+    with pytest.raises(NonFiniteLossError, match="the loss is inf"):
+        train_step(learner, replace(batch, reference_logprobs=excluded), rate=1.0)
+
+    for name, value in learner.policy.trainable.items():
+        assert torch.equal(before[name], value), name
 
 
 @pytest.mark.parametrize("use_lora", [True, False], ids=["lora", "full"])

@@ -60,14 +60,16 @@ def make_rows(
     for group in range(groups):
         opening = draw(prefix)
         for sample in range(generations):
-            ids, mask = list(opening), [False] * prefix
+            ids, mask, turns = list(opening), [False] * prefix, [-1] * prefix
             for turn in range(3):
                 answer = rng.randrange(1, 9)
                 ids += draw(answer)
                 mask += [True] * answer
+                turns += [turn] * answer
                 if turn < 2:
                     ids += draw(5)
                     mask += [False] * 5
+                    turns += [-1] * 5
             rows.append(
                 StepRow(
                     tuple(ids),
@@ -75,6 +77,7 @@ def make_rows(
                     tuple(-rng.random() if sampled else 0.0 for sampled in mask),
                     trajectory=group * generations + sample,
                     group=group,
+                    turn_index=tuple(turns),
                 )
             )
     return rows
