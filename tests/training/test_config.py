@@ -10,7 +10,11 @@ import pytest
 
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.training.algorithms import ALGORITHMS
-from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.config import (
+    TrainingConfig,
+    config_for_profile,
+    get_config_for_task,
+)
 from stateset_agents.training.scenario_order import scenarios_of_step
 
 
@@ -95,6 +99,21 @@ def test_turns_can_be_credited_by_every_algorithm_but_the_one_with_a_single_rati
     for algorithm in ALGORITHMS:
         if algorithm != "gspo":
             assert TrainingConfig(algorithm=algorithm, credit="turn").credit == "turn"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_profiles_clips_are_for_token_ratios_and_other_losses_keep_their_own(
+    algorithm: Any,
+) -> None:
+    profile = config_for_profile("conservative", algorithm=algorithm)
+    domain = get_config_for_task("sales", algorithm=algorithm)
+
+    clips = (profile.clip_range_right, domain.clip_range_right)
+    assert clips == ((0.1, 0.4) if ALGORITHMS[algorithm].loss == "token_ratio" else (None, None))
+    # the caller's own always hold
+    if "clip_right" in ALGORITHMS[algorithm].bounds:
+        own = config_for_profile("conservative", algorithm=algorithm, clip_range_right=0.3)
+        assert own.clip_range_right == 0.3
 
 
 def test_an_assignment_that_is_refused_changes_nothing() -> None:

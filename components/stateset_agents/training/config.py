@@ -361,6 +361,8 @@ DOMAINS: dict[str, dict[str, Any]] = {
     "sales": {"num_generations": 24, "clip_range_left": 0.2, "clip_range_right": 0.4},
 }
 
+_CLIPS = frozenset({"clip_range_left", "clip_range_right"})
+
 # From this size on, float32 masters and Adam's states (16 bytes a parameter) outgrow one device.
 LORA_FROM_PARAMETERS = 1e9
 LORA_LEARNING_RATE_FACTOR = 20
@@ -376,7 +378,7 @@ def config_for_profile(profile: str, **settings: Any) -> TrainingConfig:
     Raises:
         ConfigurationError: an unknown profile, or settings that cannot work.
     """
-    return TrainingConfig(**{**_named(PROFILES, "profile", profile), **settings})
+    return _config_over(_named(PROFILES, "profile", profile), settings)
 
 
 def get_config_for_task(
@@ -402,6 +404,16 @@ def get_config_for_task(
     if size is not None and size >= LORA_FROM_PARAMETERS:
         rate = chosen.get("learning_rate", TrainingConfig.model_fields["learning_rate"].default)
         chosen |= {"use_lora": True, "learning_rate": rate * LORA_LEARNING_RATE_FACTOR}
+    return _config_over(chosen, settings)
+
+
+def _config_over(chosen: dict[str, Any], settings: dict[str, Any]) -> TrainingConfig:
+    """A table's clips are a token ratio's; another loss keeps its own, which are of another size
+    (GSPO's are a thousand times tighter) or none.
+    """
+    row = ALGORITHMS.get(settings.get("algorithm", chosen.get("algorithm", "grpo")))
+    if row is not None and row.loss != "token_ratio":
+        chosen = {name: value for name, value in chosen.items() if name not in _CLIPS}
     return TrainingConfig(**{**chosen, **settings})
 
 
