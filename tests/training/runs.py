@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,14 @@ def train(
 
 
 class KillDuringRollout(TrainingCallback):
+    """As the second conversation ends while `step` is the present one."""
+
     def __init__(self, step: int) -> None:
-        self._step = step
+        self._step, self._ended = step, 0
 
     def on_episode(self, trainer: Trainer, trajectory: Any) -> None:
-        if trainer.step == self._step:
+        self._ended += trainer.step >= self._step
+        if self._ended == 2:
             _kill_this_process()
 
 
@@ -121,14 +125,16 @@ class KillDuringUpdate(TrainingCallback):
 
     async def on_train_start(self, trainer: Trainer) -> None:
         def hook(gradient: torch.Tensor) -> None:
-            if trainer.step == self._step:
+            if trainer.step >= self._step:
                 _kill_this_process()
 
         next(iter(trainer.policy.trainable.values())).register_hook(hook)
 
 
 class KillAtFile(TrainingCallback):
-    """When the checkpoint of `step` opens its state.json, or is about to be given its name."""
+    """When a file event of that name happens with at least `step` steps done: as the checkpoint
+    opens its state.json, is about to get its name, or while an old one is removed.
+    """
 
     def __init__(self, step: int, event: str, name: str) -> None:
         self._step, self._event, self._name = step, event, name
@@ -137,7 +143,7 @@ class KillAtFile(TrainingCallback):
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
             if (
                 event == self._event
-                and trainer.step == self._step
+                and trainer.step >= self._step
                 and self._name in str(arguments[0])
             ):
                 _kill_this_process()
@@ -145,25 +151,47 @@ class KillAtFile(TrainingCallback):
         sys.addaudithook(hook)
 
 
+class KillAfterStep(TrainingCallback):
+    """Between two steps, the checkpoint of the first written."""
+
+    runs_last = True
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    async def on_step_end(self, trainer: Trainer, metrics: Any) -> None:
+        if trainer.step >= self._step:
+            _kill_this_process()
+
+
 KILLS: dict[str, Callable[[int], TrainingCallback]] = {
     "rollout": KillDuringRollout,
     "update": KillDuringUpdate,
     "writing": lambda step: KillAtFile(step, "open", "state.json"),
     "naming": lambda step: KillAtFile(step, "os.rename", ".unfinished-"),
+    "removing": lambda step: KillAtFile(step, "os.remove", "weights.safetensors"),
+    "edge": KillAfterStep,
 }
 
+# A named point of a step, or seconds after the process began.
+Moment = tuple[str, int] | float
 
-def run_in_process(
-    folder: Path, work: Path, settings: dict[str, Any], kill: tuple[str, int] | None
-) -> int:
+
+def run_in_process(folder: Path, work: Path, settings: dict[str, Any], kill: Moment | None) -> int:
     """Train in a process of its own, resuming what is in `work`; its exit code, -9 if killed.
 
     A run that comes to its end leaves its weights, see `finished_weights`.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=_child, args=(folder, work, settings, kill))
+    began = context.Event()
+    point = kill if isinstance(kill, tuple) else None
+    process = context.Process(target=_child, args=(folder, work, settings, point, began))
     process.start()
+    assert began.wait(timeout=120)
+    if isinstance(kill, float):
+        process.join(timeout=kill)
+        process.kill()
     process.join(timeout=120)
     assert process.exitcode is not None
     return process.exitcode
@@ -174,8 +202,9 @@ def finished_weights(work: Path) -> Weights:
 
 
 def _child(
-    folder: Path, work: Path, settings: dict[str, Any], kill: tuple[str, int] | None
+    folder: Path, work: Path, settings: dict[str, Any], kill: tuple[str, int] | None, began: Event
 ) -> None:
+    began.set()
     checkpoints = work / "checkpoints"
     callbacks: list[TrainingCallback] = [CheckpointCallback(checkpoints)]
     if kill is not None:

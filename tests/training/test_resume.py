@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 from stateset_agents.training.callbacks import CheckpointCallback, EarlyStoppingCallback
 from stateset_agents.training.checkpoint import latest_checkpoint
 from tests.training.runs import (
+    KILLS,
     LettersE,
+    Moment,
     Remembered,
     Weights,
     finished_weights,
@@ -50,6 +54,61 @@ def test_a_run_killed_again_and_again_ends_where_an_uninterrupted_one_does(
     assert_bit_for_bit(finished_weights(whole), finished_weights(broken))
     leftovers = [path.name for path in (broken / "checkpoints").iterdir()]
     assert sorted(leftovers) == ["step_3", "step_4"]
+
+
+NUM_MOMENTS = 25
+# Two epochs of four steps, two optimizer steps each.
+TWO_EPOCHS = {"num_episodes": 4, "num_epochs": 2, "num_iterations": 2, "num_generations": 3}
+TOTAL_STEPS = 8
+EVERY_VARIANT: dict[str, dict[str, Any]] = {
+    "grpo, adapter": {"algorithm": "grpo", "use_lora": True, "lora_dropout": 0.1},
+    "grpo, full": {"algorithm": "grpo", "use_lora": False, "save_steps": 3},
+    "gspo, adapter": {"algorithm": "gspo", "use_lora": True, "save_steps": 2},
+    "gspo, full": {"algorithm": "gspo", "use_lora": False, "kl_coefficient": 0.05},
+}
+
+
+def random_moment(rng: random.Random, work: Path, seconds: float) -> Moment:
+    """Half of them are named points of a step that is still to come, an epoch's edge among them,
+    and half are just some time within what is left of the run.
+    """
+    newest = latest_checkpoint(work / "checkpoints")
+    done = 0 if newest is None else int(newest.name.removeprefix("step_"))
+    if rng.random() < 0.5:
+        return rng.uniform(0, seconds * (1 - done / (TOTAL_STEPS + 1)))
+    step = rng.randrange(done + 1, TOTAL_STEPS) if done + 1 < TOTAL_STEPS else done
+    return rng.choice([*KILLS]), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
+def test_killed_at_25_random_moments_a_run_ends_where_an_uninterrupted_one_does(
+    tiny_model_dir: Path, tmp_path: Path, variant: str
+) -> None:
+    settings = {**TWO_EPOCHS, **EVERY_VARIANT[variant]}
+    rng = random.Random(variant)
+    whole, timed = tmp_path / "whole", tmp_path / "timed"
+    for work in (whole, timed):  # only the second one's processes start at once
+        work.mkdir()
+        started = time.perf_counter()
+        assert run_in_process(tiny_model_dir, work, settings, kill=None) == 0
+        seconds = time.perf_counter() - started
+    assert_bit_for_bit(finished_weights(whole), finished_weights(timed))
+
+    kills: list[Moment] = []
+    while len(kills) < NUM_MOMENTS:
+        broken = tmp_path / f"broken-{len(kills)}"
+        broken.mkdir()
+        for left in (3, 2, 1, 0):
+            moment = random_moment(rng, broken, seconds) if left else None
+            code = run_in_process(tiny_model_dir, broken, settings, moment)
+            if code == 0:  # the moment was after the end, or there is none to come
+                break
+            assert code == -9, moment
+            assert moment is not None
+            kills.append(moment)
+        assert_bit_for_bit(finished_weights(whole), finished_weights(broken))
+    assert len({kill[0] for kill in kills if isinstance(kill, tuple)}) >= 4, kills
 
 
 def test_what_a_resumed_run_logs_is_what_the_uninterrupted_one_did(

@@ -69,7 +69,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         unfinished.mkdir()
         _write(unfinished, checkpoint)
         if target.exists():
-            shutil.rmtree(target)
+            _discard(target)
         unfinished.rename(target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
@@ -81,7 +81,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
         ) from error
     finished = _checkpoints(folder)
     for old in finished[: finished.index(target) + 1][:-keep]:
-        shutil.rmtree(old)
+        _discard(old)
     return target
 
 
@@ -246,8 +246,15 @@ def _fingerprint_of(path: Path) -> dict[str, str] | None:
         return None
 
 
+def _discard(path: Path) -> None:
+    """Take its name away first: killed in between, no half checkpoint is left under it."""
+    nameless = path.with_name(f"{_UNFINISHED}{path.name}-{os.getpid()}")
+    path.rename(nameless)
+    shutil.rmtree(nameless)
+
+
 def _remove_unfinished(folder: Path) -> None:
-    """What a killed run was writing; one run writes to a folder at a time."""
+    """What a killed run was writing or removing; one run writes to a folder at a time."""
     for left in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(left)
 
