@@ -7,6 +7,7 @@ log-probs, because training never makes tokens from text a second time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -95,7 +96,8 @@ class MultiTurnTrajectory:
     """One conversation, played to its end.
 
     `samples` are in the order in which they were drawn; an agent that calls the model twice in one
-    turn has two. `reward_parts` are the unweighted scores by reward name.
+    turn has two. `reward_parts` are the unweighted scores by reward name. `episode_reward` is NaN
+    where the reward function gave no finite number.
     """
 
     trajectory_id: str
@@ -112,6 +114,11 @@ class MultiTurnTrajectory:
     def failed(self) -> bool:
         """True when the rollout raised; such a trajectory is never trained on."""
         return self.stop_reason is StopReason.FAILED
+
+    @property
+    def has_reward(self) -> bool:
+        """False when the rollout raised or the reward is not finite: left out of training."""
+        return not self.failed and math.isfinite(self.episode_reward)
 
     @property
     def assistant_turns(self) -> list[ConversationTurn]:

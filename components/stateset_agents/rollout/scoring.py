@@ -19,17 +19,23 @@ from stateset_agents.exceptions import DataError, RewardError, RolloutError, Sta
 from stateset_agents.inference.engine import FinishReason
 
 
-async def score_groups(groups: Sequence[TrajectoryGroup], reward_function: RewardFunction) -> None:
+async def score_groups(
+    groups: Sequence[TrajectoryGroup], reward_function: RewardFunction, *, tolerant: bool = False
+) -> None:
     """Score every trajectory that did not fail, all in one `compute_rewards`, and fill in place
     `episode_reward`, `reward_parts`, each assistant turn's `reward` where the reward function tells
     turns apart, and `metadata["reward"]`.
 
     A failed trajectory keeps reward 0 and no parts; count it by `failed`, do not average it.
 
+    With `tolerant` a trajectory of which a score is NaN or infinite gets the reward NaN and has
+    `has_reward` False; whether enough are left, `check_some_have_rewards` tells.
+
     Raises:
         DataError: a scenario's rubric is not one.
-        RewardError: the reward function raised, or gave something that is not a finite number.
-        RolloutError: every trajectory failed; the first one's error is in the message.
+        RewardError: the reward function raised, or gave something that is not a number; without
+            `tolerant` also one that is not finite.
+        RolloutError: every trajectory failed, and not `tolerant`.
     """
     scored, conversations = [], []
     for group in groups:
@@ -40,10 +46,36 @@ async def score_groups(groups: Sequence[TrajectoryGroup], reward_function: Rewar
             context = _reward_context(group.scenario, rubric, trajectory, siblings)
             scored.append(trajectory)
             conversations.append((trajectory.turns, context))
-    _check_some_are_alive(groups, num_alive=len(scored))
+    if not tolerant:
+        _check_some_are_alive(groups)
+    if not scored:
+        return
     results = await _compute_rewards(reward_function, conversations)
     for trajectory, result in zip(scored, results, strict=True):
-        _fill(trajectory, result, reward_function.name)
+        finite = _fill(trajectory, result, reward_function.name)
+        if not finite and not tolerant:
+            raise RewardError(_not_finite(trajectory, reward_function.name))
+        if not finite:
+            trajectory.episode_reward = math.nan
+
+
+def check_some_have_rewards(
+    groups: Sequence[TrajectoryGroup], reward_function: RewardFunction
+) -> None:
+    """Demand that one trajectory at least can be trained on.
+
+    Raises:
+        RolloutError: every trajectory failed; the first one's error is in the message.
+        RewardError: the reward of each that did not fail is NaN or infinite.
+    """
+    _check_some_are_alive(groups)
+    alive = [one for group in groups for one in group.trajectories if not one.failed]
+    if alive and not any(trajectory.has_reward for trajectory in alive):
+        raise RewardError(
+            f"no reward of this step's {len(alive)} conversations is finite: "
+            f"{_not_finite(alive[0], reward_function.name)}. Single ones are left out and counted "
+            "(reward/nonfinite)"
+        )
 
 
 def _reward_context(
@@ -73,11 +105,10 @@ def _parse_rubric(scenario: Scenario) -> Rubric | None:
         ) from error
 
 
-def _check_some_are_alive(groups: Sequence[TrajectoryGroup], num_alive: int) -> None:
-    failed = [
-        trajectory for group in groups for trajectory in group.trajectories if trajectory.failed
-    ]
-    if failed and num_alive == 0:
+def _check_some_are_alive(groups: Sequence[TrajectoryGroup]) -> None:
+    played = [trajectory for group in groups for trajectory in group.trajectories]
+    failed = [trajectory for trajectory in played if trajectory.failed]
+    if failed and len(failed) == len(played):
         raise RolloutError(
             f"all {len(failed)} episodes failed; the first, {failed[0].trajectory_id}, with: "
             f"{failed[0].error}. Its traceback is in the log"
@@ -103,28 +134,50 @@ async def _compute_rewards(
     return results
 
 
-def _fill(trajectory: MultiTurnTrajectory, result: RewardResult, name: str) -> None:
+def _fill(trajectory: MultiTurnTrajectory, result: RewardResult, name: str) -> bool:
+    """True when every number of the result is finite."""
     where = trajectory.trajectory_id
     parts = result.breakdown or {name: result.score}
-    trajectory.episode_reward = _finite(result.score, name, where)
-    trajectory.reward_parts = {part: _finite(score, part, where) for part, score in parts.items()}
+    trajectory.episode_reward = _number(result.score, name, where)
+    trajectory.reward_parts = {part: _number(score, part, where) for part, score in parts.items()}
     trajectory.metadata["reward"] = result.metadata
-    if result.turn_scores is None:
-        return
+    told = result.turn_scores or []
     answers = trajectory.assistant_turns
-    if len(result.turn_scores) != len(answers):
+    if result.turn_scores is not None and len(told) != len(answers):
         raise RewardError(
-            f"reward {name!r} gave {len(result.turn_scores)} turn_scores for the {len(answers)} "
+            f"reward {name!r} gave {len(told)} turn_scores for the {len(answers)} "
             f"assistant turns of {where}; one each is needed, or None"
         )
-    for turn, score in zip(answers, result.turn_scores, strict=True):
-        turn.reward = _finite(score, name, where)
+    for turn, score in zip(answers, told, strict=False):
+        turn.reward = _number(score, name, where)
+    return not _numbers_not_finite(trajectory, name)
 
 
-def _finite(score: Any, name: str, where: str) -> float:
-    if isinstance(score, Real) and math.isfinite(score):
+def _number(score: Any, name: str, where: str) -> float:
+    if isinstance(score, Real):
         return float(score)
     raise RewardError(
         f"reward {name!r} gave {score!r} for {where}; a score is a finite number, most often in "
         "[0, 1]"
+    )
+
+
+def _numbers_not_finite(trajectory: MultiTurnTrajectory, name: str) -> dict[str, float]:
+    """By what they are of: the reward, its parts, its turns."""
+    numbers = {f"reward {name!r}": trajectory.episode_reward}
+    numbers |= {f"its part {part!r}": value for part, value in trajectory.reward_parts.items()}
+    numbers |= {
+        f"its turn {place}": turn.reward
+        for place, turn in enumerate(trajectory.assistant_turns)
+        if turn.reward is not None
+    }
+    return {what: value for what, value in numbers.items() if not math.isfinite(value)}
+
+
+def _not_finite(trajectory: MultiTurnTrajectory, name: str) -> str:
+    found = _numbers_not_finite(trajectory, name)
+    listed = ", ".join(f"{what} is {value}" for what, value in found.items())
+    return (
+        f"reward {name!r} gave no finite number for {trajectory.trajectory_id} ({listed}); a score "
+        "is a finite number, most often in [0, 1]"
     )

@@ -29,7 +29,7 @@ class ConversationSamples(TrainingCallback):
         if trainer.step not in (1, trainer.total_steps // 2) and not trainer.is_last_step:
             return
         for group in trainer.groups:
-            alive = [t for t in group.trajectories if not t.failed]
+            alive = [t for t in group.trajectories if t.has_reward]
             if not alive:
                 continue
             ranked = sorted(alive, key=lambda trajectory: trajectory.episode_reward)

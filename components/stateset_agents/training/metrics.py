@@ -2,7 +2,7 @@
 
 Owns the names and definitions. It does not know where they go.
 
-Names: `reward/...` over trajectories that did not fail, `rollout/...` (`rollout.statistics`),
+Names: `reward/...` over trajectories that have one, `rollout/...` (`rollout.statistics`),
 `rows/...` what was trained on and what was left out, `policy/...` (`step.train_step`),
 `seconds/<stage>`, `tokens_per_second/rollout` (sampled tokens) and `/update` (tokens of rows,
 shared prefixes counted in each).
@@ -21,13 +21,15 @@ from stateset_agents.training.batching import StepRows
 
 
 def reward_metrics(groups: Sequence[TrajectoryGroup], rows: StepRows) -> dict[str, float]:
-    """Mean and spread of the reward and mean of each part.
+    """Mean and spread of the reward, mean of each part, and how many conversations were left out
+    because their reward was NaN or infinite (`reward/nonfinite`).
 
     `reward/std` is over the whole step, `reward/within_group_std` the mean over groups of each
     group's own (population) standard deviation: what group-relative advantages live on.
     """
-    alive = [[t for t in group.trajectories if not t.failed] for group in groups]
+    alive = [[t for t in group.trajectories if t.has_reward] for group in groups]
     everyone = [trajectory for group in alive for trajectory in group]
+    not_failed = sum(not t.failed for group in groups for t in group.trajectories)
     rewards = [trajectory.episode_reward for trajectory in everyone]
     metrics = {
         "reward/mean": fmean(rewards),
@@ -37,6 +39,7 @@ def reward_metrics(groups: Sequence[TrajectoryGroup], rows: StepRows) -> dict[st
         "reward/within_group_std": fmean(
             pstdev(t.episode_reward for t in group) for group in alive if group
         ),
+        "reward/nonfinite": not_failed - len(everyone),
         "reward/groups_without_spread": groups_without_spread(rows.rewards, rows.group_index),
     }
     for part in sorted({name for trajectory in everyone for name in trajectory.reward_parts}):

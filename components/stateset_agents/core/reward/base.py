@@ -63,11 +63,12 @@ class RewardFunction(ABC):
         """Score one conversation."""
 
     async def compute_rewards(self, conversations: Sequence[Scorable]) -> list[RewardResult]:
-        """Score many, one by one; override where a batch is cheaper.
+        """Score many, one by one; override where a batch is cheaper. A number that is not finite is
+        handed on: what it means, the caller decides (`rollout.scoring`).
 
         Raises:
-            RewardError: this reward raised, or gave something that is not a finite number. It is
-                named, with the position of the conversation.
+            RewardError: this reward raised, or gave something that is not a number. It is named,
+                with the position of the conversation.
         """
         results = []
         for position, (turns, context) in enumerate(conversations):
@@ -84,15 +85,14 @@ class RewardFunction(ABC):
         return results
 
     def _checked(self, given: object, where: str) -> RewardResult:
-        result = given if isinstance(given, RewardResult) else None
-        if isinstance(given, Real):  # NumPy's too; a bool is one, and a fair 0 or 1
-            result = RewardResult(score=float(given))
-        if result is None or not math.isfinite(result.score):
-            raise RewardError(
-                f"reward {self.name!r} gave {given!r} for {where}; "
-                "return a finite number or a RewardResult with a finite score"
-            )
-        return result
+        if isinstance(given, RewardResult):
+            return given
+        if isinstance(given, Real):  # NumPy's numbers too; a bool is an int, and a fair 0 or 1
+            return RewardResult(score=float(given))
+        raise RewardError(
+            f"reward {self.name!r} gave {given!r} for {where}; "
+            "return a finite number or a RewardResult with a finite score"
+        )
 
 
 class FunctionReward(RewardFunction):
