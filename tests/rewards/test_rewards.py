@@ -75,11 +75,22 @@ def test_a_weight_is_finite_and_not_negative(weight: float) -> None:
         Constant(1, weight)
 
 
-@pytest.mark.parametrize("given", [math.nan, math.inf, "good", None, RewardResult(math.nan)])
-async def test_what_is_no_finite_number_is_an_error_that_names_the_reward(given: object) -> None:
+@pytest.mark.parametrize("given", ["good", None])
+async def test_what_is_no_number_is_an_error_that_names_the_reward(given: object) -> None:
     reward = CompositeReward([Constant(1.0), Constant(given, name="odd")])
     with pytest.raises(RewardError, match=r"reward 'odd' gave .* for conversation 1 of 1"):
         await score(reward, conversation(*GOOD))
+
+
+@pytest.mark.parametrize("given", [math.nan, math.inf, RewardResult(math.nan)])
+async def test_a_part_that_is_not_finite_makes_the_whole_so_and_is_seen_by_name(
+    given: object,
+) -> None:
+    reward = CompositeReward([Constant(1.0), Constant(given, name="odd")])
+    result = await score(reward, conversation(*GOOD))
+    assert not math.isfinite(result.score)
+    assert not math.isfinite(result.breakdown["odd"])
+    assert result.breakdown["Constant"] == 1.0
 
 
 async def test_a_number_of_numpy_is_a_number() -> None:

@@ -20,7 +20,7 @@ from stateset_agents.core.trajectory import (
 )
 from stateset_agents.exceptions import DataError, RewardError, RolloutError
 from stateset_agents.inference.engine import FinishReason
-from stateset_agents.rollout.scoring import score_groups
+from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
 
 ITEM = {"kind": "ask_for", "description": "asks for the number", "any_of": [["order number"]]}
@@ -143,6 +143,62 @@ async def test_a_failed_trajectory_gets_no_reward() -> None:
 async def test_a_reward_that_is_no_finite_number_is_named(result: Any, named: str) -> None:
     with pytest.raises(RewardError, match=named):
         await score_groups([group(trajectory("a", answered("One.")))], Listening(result))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        RewardResult(math.nan),
+        RewardResult(-math.inf),
+        RewardResult(0.5, {"form": math.inf}),
+        RewardResult(0.5, turn_scores=[math.nan]),
+    ],
+)
+async def test_tolerant_scoring_leaves_out_the_one_whose_reward_is_not_finite(
+    result: RewardResult,
+) -> None:
+    class OneIsOdd(Listening):
+        async def compute_reward(
+            self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+        ) -> RewardResult:
+            return result if turns[-1].content == "odd" else RewardResult(0.25)
+
+    odd, even = trajectory("a", answered("odd")), trajectory("b", answered("even"))
+    reward = OneIsOdd(None)
+    groups = [group(odd, even)]
+    await score_groups(groups, reward, tolerant=True)
+
+    assert (odd.has_reward, even.has_reward) == (False, True)
+    assert math.isnan(odd.episode_reward)
+    assert even.episode_reward == 0.25
+    check_some_have_rewards(groups, reward)
+
+
+async def test_rewards_none_of_which_is_finite_are_an_error_that_names_the_reward() -> None:
+    reward = Listening(RewardResult(math.nan, {"form": math.nan, "content": 1.0}))
+    groups = [group(trajectory("a", answered("One.")), failed("b"))]
+    await score_groups(groups, reward, tolerant=True)
+
+    with pytest.raises(RewardError, match=r"'listening' gave no finite number for a .*'form'"):
+        check_some_have_rewards(groups, reward)
+
+
+async def test_tolerant_scoring_leaves_it_to_the_caller_that_everything_failed() -> None:
+    reward = Listening(RewardResult(1.0))
+    groups = [group(failed("a"), failed("b"))]
+    await score_groups(groups, reward, tolerant=True)
+
+    assert reward.told == []
+    with pytest.raises(RolloutError, match=r"all 2 episodes.*RuntimeError: a broke"):
+        check_some_have_rewards(groups, reward)
+
+
+@pytest.mark.parametrize("given", [np.float32(0.5), np.int64(1), np.float64(0.25)])
+async def test_numbers_of_numpy_are_rewards(given: Any) -> None:
+    scored = trajectory("a", answered("One."))
+    await score_groups([group(scored)], Listening(given))
+    assert scored.episode_reward == float(given)
+    assert type(scored.episode_reward) is float
 
 
 async def test_a_step_in_which_everything_failed_says_why() -> None:

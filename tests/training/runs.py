@@ -6,6 +6,7 @@ Runs in processes come from a fork server that has imported the heavy modules on
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,19 @@ class LettersE(RewardFunction):
     ) -> float:
         text = "".join(turn.content for turn in turns if turn.role == "assistant")
         return text.count("e") / max(1, len(text))
+
+
+class MadeUp(RewardFunction):
+    """Gives the values it was made with, one conversation after the other, again and again."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__(name="made up")
+        self._values = itertools.cycle(values)
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> float:
+        return next(self._values)
 
 
 class Remembered:

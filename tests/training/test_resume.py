@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.training.runs import (
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo, adapter": {"algorithm": "grpo", "use_lora": True, "lora_dropout": 0.1},
     "gspo, full": {"algorithm": "gspo", "use_lora": False, "kl_coefficient": 0.05},
+    "grpo, adapter, a step ahead": {"use_lora": True, "lora_dropout": 0.1, "off_policy_steps": 1},
 }
 
 
@@ -65,6 +67,19 @@ EVERY_VARIANT: dict[str, dict[str, Any]] = {
     "grpo, full": {"algorithm": "grpo", "use_lora": False, "save_steps": 3},
     "gspo, adapter": {"algorithm": "gspo", "use_lora": True, "save_steps": 2},
     "gspo, full": {"algorithm": "gspo", "use_lora": False, "kl_coefficient": 0.05},
+    "grpo, adapter, a step ahead": {
+        "use_lora": True,
+        "lora_dropout": 0.1,
+        "off_policy_steps": 1,
+        "save_steps": 2,
+    },
+    "gspo, full, a step ahead, groups replaced": {
+        "algorithm": "gspo",
+        "use_lora": False,
+        "off_policy_steps": 1,
+        "importance_sampling": "mask",
+        "resampling_rounds": 2,
+    },
 }
 
 
@@ -96,8 +111,10 @@ def test_killed_at_25_random_moments_a_run_ends_where_an_uninterrupted_one_does(
     assert_bit_for_bit(finished_weights(whole), finished_weights(timed))
 
     kills: list[Moment] = []
-    while len(kills) < NUM_MOMENTS:
-        broken = tmp_path / f"broken-{len(kills)}"
+    for run in count():
+        if len(kills) >= NUM_MOMENTS:
+            break
+        broken = tmp_path / f"broken-{run}"
         broken.mkdir()
         for left in (3, 2, 1, 0):
             moment = random_moment(rng, broken, seconds) if left else None
@@ -111,12 +128,15 @@ def test_killed_at_25_random_moments_a_run_ends_where_an_uninterrupted_one_does(
     assert len({kill[0] for kill in kills if isinstance(kill, tuple)}) >= 4, kills
 
 
+@pytest.mark.parametrize("off_policy_steps", [0, 1])
 def test_what_a_resumed_run_logs_is_what_the_uninterrupted_one_did(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, tmp_path: Path, off_policy_steps: int
 ) -> None:
+    settings = {"off_policy_steps": off_policy_steps}
     whole, resumed = Remembered(), Remembered()
-    train(make_trainer(tiny_model_dir, logger=whole), [CheckpointCallback(tmp_path, keep=9)])
-    train(make_trainer(tiny_model_dir, logger=resumed), [], tmp_path / "step_2")
+    every = CheckpointCallback(tmp_path, keep=9)
+    train(make_trainer(tiny_model_dir, logger=whole, **settings), [every])
+    train(make_trainer(tiny_model_dir, logger=resumed, **settings), [], tmp_path / "step_2")
 
     assert [step for step, _ in resumed.steps] == [3, 4]
     for (_, first), (_, second) in zip(whole.steps[2:], resumed.steps, strict=True):

@@ -12,6 +12,7 @@ import copy
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from stateset_agents.core.agent import Agent
 from stateset_agents.core.environment import Environment, EnvironmentState, Scenario
@@ -32,6 +33,7 @@ async def collect_groups(
     num_generations: int,
     seed: int,
     step: int = 0,
+    round_number: int = 0,
     on_episode: Callable[[MultiTurnTrajectory], None] | None = None,
 ) -> list[TrajectoryGroup]:
     """Play every scenario `num_generations` times, all episodes side by side.
@@ -47,6 +49,7 @@ async def collect_groups(
         num_generations: G, at least 1.
         seed: of the run.
         step: of training; part of every seed and name.
+        round_number: of the step, should it play several times; 0 is not part of seeds and names.
         on_episode: called with each trajectory as it ends, in the order of ending.
 
     Returns:
@@ -64,7 +67,7 @@ async def collect_groups(
     planned: list[list[EpisodePlan]] = []
     for index, scenario in enumerate(scenarios):
         scenario_id = str((scenario or {}).get("id", f"scenario-{index}"))
-        name = (step, scenario_id, seen[scenario_id])
+        name = _GroupName(step, round_number, scenario_id, seen[scenario_id])
         seen[scenario_id] += 1
         # A group compares answers to one start; where the environment chooses, it chooses once.
         start = await environment.reset() if scenario is None else None
@@ -80,24 +83,42 @@ async def collect_groups(
     ]
 
 
+class _GroupName(NamedTuple):
+    """What tells a group of a run from every other one; `occurrence` counts from 0."""
+
+    step: int
+    round_number: int
+    scenario_id: str
+    occurrence: int
+
+    def __str__(self) -> str:
+        round_part = f"round-{self.round_number}/" if self.round_number else ""
+        occurrence = f"~{self.occurrence}" if self.occurrence else ""
+        return f"step-{self.step}/{round_part}{self.scenario_id}{occurrence}"
+
+    def seed_of(self, sample: int, run_seed: int) -> int:
+        later_round = (self.round_number,) if self.round_number else ()
+        return derive_seed(
+            run_seed, self.step, self.scenario_id, self.occurrence, sample, *later_round
+        )
+
+
 def _plan_group(
     scenario: Scenario | None,
     start: EnvironmentState | None,
-    name: tuple[int, str, int],
+    name: _GroupName,
     num_generations: int,
     seed: int,
     prefix: str,
 ) -> list[EpisodePlan]:
-    step, scenario_id, occurrence = name
-    group_id = f"step-{step}/{scenario_id}" + (f"~{occurrence}" if occurrence else "")
     return [
         EpisodePlan(
-            trajectory_id=f"{group_id}/{sample}",
-            group_id=group_id,
+            trajectory_id=f"{name}/{sample}",
+            group_id=str(name),
             scenario=start.scenario if start else scenario,
-            seed=derive_seed(seed, step, scenario_id, occurrence, sample),
-            conversation_id=f"{prefix}/{group_id}/{sample}",
-            engine_group_id=f"{prefix}/{group_id}",
+            seed=name.seed_of(sample, seed),
+            conversation_id=f"{prefix}/{name}/{sample}",
+            engine_group_id=f"{prefix}/{name}",
             state=copy.deepcopy(start),
         )
         for sample in range(num_generations)

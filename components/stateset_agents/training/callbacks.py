@@ -40,7 +40,9 @@ class TrainingCallback:
         """
 
     def on_episode(self, trainer: Trainer, trajectory: MultiTurnTrajectory) -> None:
-        """As each conversation of a step ends, before it has a reward."""
+        """As each conversation ends, before it has a reward; with `off_policy_steps` it may be the
+        next step's.
+        """
 
     async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """After a step. `trainer.stop(reason)` ends training after this round of callbacks."""

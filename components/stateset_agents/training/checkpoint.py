@@ -6,7 +6,8 @@ rest is JSON, so loading a checkpoint never runs code.
 
     <folder>/step_120/weights.safetensors     what is trained: adapter or master weights
     <folder>/step_120/optimizer.safetensors   AdamW's state
-    <folder>/step_120/state.json              step, fingerprint, random states, callbacks, best
+    <folder>/step_120/state.json              step, fingerprint, random states, callbacks, best,
+                                              conversations that were played a step ahead
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
         "fingerprint": checkpoint.fingerprint,
         **checkpoint.state,
     }
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
+    (folder / "state.json").write_text(json.dumps(state))
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)

@@ -10,7 +10,9 @@ shared prefixes counted in each).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean, pstdev
 
 from stateset_agents.core.trajectory import TrajectoryGroup
@@ -18,18 +20,23 @@ from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.training.advantages import groups_without_spread
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRows
+from stateset_agents.training.losses import importance_weights
+from stateset_agents.training.objective import Objective
+from stateset_agents.training.rollouts import StepRollout
 
 
-def reward_metrics(groups: Sequence[TrajectoryGroup], rows: StepRows) -> dict[str, float]:
-    """Mean and spread of the reward, mean of each part, and how many conversations were left out
-    because their reward was NaN or infinite (`reward/nonfinite`).
+def reward_metrics(
+    groups: Sequence[TrajectoryGroup], rows: StepRows, shaped: StepRows
+) -> dict[str, float]:
+    """Mean and spread of the reward as the reward function gave it, mean of each part, and how many
+    conversations were left out because their reward was NaN or infinite (`reward/nonfinite`).
 
+    `reward/overlong_penalty_mean` is what `shaped` has less than `rows`, for training alone.
     `reward/std` is over the whole step, `reward/within_group_std` the mean over groups of each
     group's own (population) standard deviation: what group-relative advantages live on.
     """
     alive = [[t for t in group.trajectories if t.has_reward] for group in groups]
     everyone = [trajectory for group in alive for trajectory in group]
-    not_failed = sum(not t.failed for group in groups for t in group.trajectories)
     rewards = [trajectory.episode_reward for trajectory in everyone]
     metrics = {
         "reward/mean": fmean(rewards),
@@ -39,7 +46,8 @@ def reward_metrics(groups: Sequence[TrajectoryGroup], rows: StepRows) -> dict[st
         "reward/within_group_std": fmean(
             pstdev(t.episode_reward for t in group) for group in alive if group
         ),
-        "reward/nonfinite": not_failed - len(everyone),
+        "reward/overlong_penalty_mean": float((rows.rewards - shaped.rewards).mean()),
+        "reward/nonfinite": rows.counts["nonfinite_rewards"],
         "reward/groups_without_spread": groups_without_spread(rows.rewards, rows.group_index),
     }
     for part in sorted({name for trajectory in everyone for name in trajectory.reward_parts}):
@@ -48,13 +56,23 @@ def reward_metrics(groups: Sequence[TrajectoryGroup], rows: StepRows) -> dict[st
     return metrics
 
 
-def row_metrics(
-    groups: Sequence[TrajectoryGroup], rows: StepRows, batch: TrainingBatch
-) -> dict[str, float]:
-    """The rollout's statistics, and how its conversations became rows."""
+def rollout_metrics(rollout: StepRollout, staleness: int) -> dict[str, float]:
+    """`rollout.statistics` of the groups that are trained on, `rollout/resampled_groups` and
+    `rollout/discarded_tokens` of those that were replaced, and `rollout/staleness_steps`: updates
+    between the weights that sampled and those that the step starts from.
+    """
+    return {
+        **rollout_statistics(rollout.groups),
+        "rollout/resampled_groups": rollout.resampled_groups,
+        "rollout/discarded_tokens": rollout.discarded_tokens,
+        "rollout/staleness_steps": staleness,
+    }
+
+
+def row_metrics(rows: StepRows, batch: TrainingBatch) -> dict[str, float]:
+    """How conversations became rows."""
     lengths = [len(row.token_ids) for row in rows.rows]
     return {
-        **rollout_statistics(groups),
         "rollout/conversation_tokens_mean": fmean(lengths) if lengths else 0.0,
         "rows/trained": len(batch.row_lengths),
         "rows/without_advantage": len(rows.rows) - len(batch.row_lengths),
@@ -66,11 +84,50 @@ def row_metrics(
     }
 
 
-def with_rates(metrics: dict[str, float], seconds: dict[str, float]) -> dict[str, float]:
-    """Add each stage's seconds, their sum, and tokens per second."""
+def sampling_metrics(batch: TrainingBatch, objective: Objective) -> dict[str, float]:
+    """How far the policy that a step starts from (`old_logprobs`) is from the one that sampled.
+
+    `sampling_ratio_mean` and `_max`: pi_old / pi_sampling over sampled tokens, by token or by row
+    as the objective has it. `sampling_truncated_fraction`, `sampling_masked_fraction`: share of
+    them whose loss weighs less than that, or nothing; 0 without correction.
+    """
+    old = batch.old_logprobs
+    assert old is not None  # the caller has just made the first step
+    batch = batch.to(old.device)
+    weigh = partial(
+        importance_weights,
+        old,
+        batch.sampling_logprobs,
+        batch.loss_mask,
+        level=objective.importance_sampling_level,
+    )
+    ratios = weigh(cap=math.inf)[batch.loss_mask]
+    weights = ratios
+    if objective.importance_sampling_cap is not None:
+        weights = weigh(
+            cap=objective.importance_sampling_cap,
+            floor=objective.importance_sampling_floor,
+            mode=objective.importance_sampling,
+        )[batch.loss_mask]
+    masked = (weights == 0) & (ratios > 0)
+    return {
+        "sampling_ratio_mean": float(ratios.mean()),
+        "sampling_ratio_max": float(ratios.max()),
+        "sampling_truncated_fraction": float(((weights < ratios) & ~masked).float().mean()),
+        "sampling_masked_fraction": float(masked.float().mean()),
+    }
+
+
+def with_rates(metrics: dict[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
+    """Add each stage's seconds, the whole step's, and tokens per second.
+
+    Of conversations that were played a step ahead, `seconds/rollout` lies within an earlier step.
+    """
     metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
-    metrics["seconds/step"] = sum(seconds.values())
-    rates = {"rollout": "rollout/sampled_tokens", "update": "rows/tokens"}
-    for stage, tokens in rates.items():
-        metrics[f"tokens_per_second/{stage}"] = metrics[tokens] / max(seconds[stage], 1e-9)
+    tokens = {
+        "rollout": metrics["rollout/sampled_tokens"] + metrics["rollout/discarded_tokens"],
+        "update": metrics["rows/tokens"],
+    }
+    for stage, count in tokens.items():
+        metrics[f"tokens_per_second/{stage}"] = count / max(seconds[stage], 1e-9)
     return metrics

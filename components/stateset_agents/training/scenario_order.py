@@ -1,9 +1,10 @@
-"""Which scenarios a step visits: a function of seed and step, so it has no state to save."""
+"""Which scenarios a step visits: functions of seed and step, so there is no state to save."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -15,10 +16,26 @@ def scenarios_of_step(
     """The scenarios of `step` (from 0): the list is gone through again and again, each time whole
     and in a new order.
     """
-    chosen = []
+    return [scenarios[n] for n in _places_of_step(len(scenarios), step, groups_per_step, seed)]
+
+
+def further_scenarios(
+    scenarios: Sequence[Item], step: int, groups_per_step: int, seed: int
+) -> Iterator[Item]:
+    """What may replace scenarios of `step` that teach nothing: those that the step does not visit
+    (all, if it visits each), in an order of its own, again and again.
+    """
+    visited = set(_places_of_step(len(scenarios), step, groups_per_step, seed))
+    others = [n for n in range(len(scenarios)) if n not in visited] or list(range(len(scenarios)))
+    random.Random(f"further scenarios {seed} {step}").shuffle(others)
+    return (scenarios[n] for n in cycle(others))
+
+
+def _places_of_step(count: int, step: int, groups_per_step: int, seed: int) -> list[int]:
+    places = []
     for visit in range(step * groups_per_step, (step + 1) * groups_per_step):
-        round_number, place = divmod(visit, len(scenarios))
-        order = list(range(len(scenarios)))
+        round_number, place = divmod(visit, count)
+        order = list(range(count))
         random.Random(f"scenario order {seed} {round_number}").shuffle(order)
-        chosen.append(scenarios[order[place]])
-    return chosen
+        places.append(order[place])
+    return places

@@ -6,12 +6,14 @@ conversations are played, nor where metrics go.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment
@@ -19,8 +21,6 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import ConfigurationError, TrainingError
 from stateset_agents.inference.loading import has_native_bfloat16, load_model
-from stateset_agents.rollout.collect import collect_groups
-from stateset_agents.rollout.scoring import score_groups
 from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.advantages import step_advantages
 from stateset_agents.training.batch import TrainingBatch
@@ -28,11 +28,17 @@ from stateset_agents.training.batching import StepRows, make_batch, step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
 from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
-from stateset_agents.training.metrics import reward_metrics, row_metrics, with_rates
+from stateset_agents.training.metrics import (
+    reward_metrics,
+    rollout_metrics,
+    row_metrics,
+    sampling_metrics,
+    with_rates,
+)
 from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
-from stateset_agents.training.scenario_order import scenarios_of_step
+from stateset_agents.training.rollouts import RolloutPlayer, StepRollout
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import (
     Learner,
@@ -49,6 +55,8 @@ if TYPE_CHECKING:
 
 # Imitation steps over which the learning rate rises from 0.
 WARM_START_RISE = 3
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -104,6 +112,12 @@ class Trainer:
         self._callbacks: list[TrainingCallback] = []
         self._learner: Learner | None = None
         self._agent_speaks = False
+        self._player = RolloutPlayer(
+            agent, environment, reward_function, self.config, self._tell_episode
+        )
+        # The next step's conversations, where they were played before this step's update.
+        self._ahead: StepRollout | None = None
+        self._warned_of_sampling = False
 
     # --- what callbacks and callers use ----------------------------------------------------------
 
@@ -147,6 +161,7 @@ class Trainer:
             "callbacks": {callback.name: callback.state_dict() for callback in self._callbacks},
             "best": self.best,
             "stop_reason": self.stop_reason,
+            "ahead": None if self._ahead is None else self._ahead.to_json(),
         }
         return checkpoints.save_checkpoint(
             Path(folder),
@@ -179,13 +194,15 @@ class Trainer:
             resume_from: a checkpoint, or a folder whose newest one of this run is taken. What
                 follows is, bit for bit on the same machine, what would have followed it without the
                 interruption, as far as environment and rewards draw random numbers from the global
-                generators or from their arguments.
+                generators or from their arguments. (With `off_policy_steps` they run beside the
+                update, whose dropout draws from torch's: let them draw from the others.)
 
         Raises:
             CheckpointError: `resume_from` holds no checkpoint of this run.
             TrainingError: the loss is not finite, or nothing of a step can be trained on.
             RolloutError: every episode of a step failed.
-            RewardError: a reward function raised or gave no number.
+            RewardError: a reward function raised or gave no number, or none of a step's rewards is
+                finite.
         """
         self._callbacks = in_calling_order(callbacks or [])
         await self.agent.initialize()
@@ -228,23 +245,13 @@ class Trainer:
 
     async def _run_step(self, learner: Learner) -> dict[str, float]:
         """One batch of conversations, from scenarios to new weights in the engine."""
-        config, seconds = self.config, dict[str, float]()
+        config, seconds, started = self.config, dict[str, float](), time.perf_counter()
 
-        # 1. rollout
-        with _timed(seconds, "rollout"):
-            self.groups = await collect_groups(
-                self.agent,
-                self.environment,
-                self._scenarios(),
-                num_generations=config.num_generations,
-                seed=config.seed,
-                step=self.step,
-                on_episode=self._tell_episode,
-            )
-        # 2. rewards
-        with _timed(seconds, "reward"):
-            await score_groups(self.groups, self.reward_function)
-        # 3. rows and advantages
+        # 1. conversations and their rewards, now or from a step ahead
+        staleness = 0 if self._ahead is None else 1
+        rollout = self._ahead or await self._player.play(self.step)
+        self.groups = rollout.groups
+        # 2. rows and advantages
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
         shaped = shape_rewards(
@@ -253,7 +260,7 @@ class Trainer:
             buffer=learner.objective.overlong_buffer,
         )
         advantages = step_advantages(shaped, learner.objective)
-        # 4. batch
+        # 3. batch
         batch = make_batch(
             rows,
             advantages,
@@ -263,48 +270,89 @@ class Trainer:
             temperature=self.agent.config.temperature,
             keep_all_rows=config.kl_coefficient > 0,
         )
-        # 5. optimizer steps; without a single row that teaches something the weights stay
-        with _timed(seconds, "update"):
-            policy_metrics = self._update(learner, batch) if len(batch.row_lengths) else {}
-        # 6. the engine speaks with the new weights
+        # 4. optimizer steps, the next step's conversations beside them if they may be stale
+        policy_metrics = await self._update_and_play_ahead(learner, batch, seconds)
+        self._warn_of_sampling(policy_metrics, staleness)
+        # 5. the engine speaks with the new weights
         with _timed(seconds, "push_weights"):
             self.agent.engine.update_weights(learner.policy.named_merged_weights())
 
+        seconds |= {**rollout.seconds, "step": time.perf_counter() - started}
         return with_rates(
             {
-                **reward_metrics(self.groups, rows),
-                **row_metrics(self.groups, rows, batch),
+                **reward_metrics(self.groups, rows, shaped),
+                **rollout_metrics(rollout, staleness),
+                **row_metrics(rows, batch),
                 **{f"policy/{name}": value for name, value in policy_metrics.items()},
             },
             seconds,
         )
 
-    def _update(self, learner: Learner, batch: TrainingBatch) -> dict[str, float]:
-        """`num_iterations` optimizer steps. The first is on-policy: its own log-probs are the old
-        ones of those that follow. Metrics are the first's, the clipped fraction the last's.
+    async def _update_and_play_ahead(
+        self, learner: Learner, batch: TrainingBatch, seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """Update; with `off_policy_steps` in a thread, while the engine, whose weights stay what
+        they are until both have ended, plays the next step's conversations.
         """
-        if self.config.kl_coefficient > 0:
-            batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
-        rate = learning_rate(self.step, self.config)
-        first = train_step(learner, batch, rate=rate)
-        metrics = dict(first.metrics)
-        batch = replace(batch, old_logprobs=first.logprobs)
-        for _ in range(1, self.config.num_iterations):
-            last = train_step(learner, batch, rate=rate).metrics
-            metrics |= {name: last[name] for name in ("clipped_fraction", "ratio_max")}
-        if "kl_to_reference" not in metrics and self.config.kl_sample_rows > 0:
-            metrics["kl_to_reference"] = measured_kl(learner, batch, first.logprobs)
+        self._ahead = None
+        if not self.config.off_policy_steps or self.step + 1 >= self.total_steps:
+            return self._update(learner, batch, seconds)
+        playing = asyncio.create_task(self._player.play(self.step + 1))
+        try:
+            metrics = await asyncio.to_thread(self._update, learner, batch, seconds)
+            self._ahead = await playing
+        except BaseException:
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
+            raise
         return metrics
 
-    # --- inside ----------------------------------------------------------------------------------
+    def _update(
+        self, learner: Learner, batch: TrainingBatch, seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """`num_iterations` optimizer steps; without a single row that teaches something none, and
+        the weights stay.
 
-    def _scenarios(self) -> Sequence[dict[str, Any] | None]:
-        scenarios = self.environment.scenarios
-        if not scenarios:
-            return [None] * self.config.groups_per_step
-        return scenarios_of_step(
-            scenarios, self.step, self.config.groups_per_step, self.config.seed
+        The first step's own log-probs are the old ones of those that follow, and what importance
+        sampling compares with the engine's. Metrics are the first's, the clipped fraction the
+        last's.
+        """
+        with _timed(seconds, "update"):
+            if not len(batch.row_lengths):
+                return {}
+            if self.config.kl_coefficient > 0:
+                batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
+            rate = learning_rate(self.step, self.config)
+            first = train_step(learner, batch, rate=rate)
+            batch = replace(batch, old_logprobs=first.logprobs)
+            metrics = first.metrics | sampling_metrics(batch, learner.objective)
+            for _ in range(1, self.config.num_iterations):
+                last = train_step(learner, batch, rate=rate).metrics
+                metrics |= {name: last[name] for name in ("clipped_fraction", "ratio_max")}
+            if "kl_to_reference" not in metrics and self.config.kl_sample_rows > 0:
+                metrics["kl_to_reference"] = measured_kl(learner, batch, first.logprobs)
+            return metrics
+
+    def _warn_of_sampling(self, metrics: Mapping[str, float], staleness: int) -> None:
+        """Once a run. Where the policy has moved on since, a difference is to be expected."""
+        limit = self.config.sampling_difference_limit
+        difference = metrics.get("sampling_difference_mean", 0.0)
+        if staleness or self._warned_of_sampling or difference <= limit:
+            return
+        self._warned_of_sampling = True
+        _log.warning(
+            "step %d: the log-probs that the engine sampled with differ from training's by %.3g "
+            "nats on the mean of the tokens; sampling_difference_limit is %.3g. The policy that "
+            "speaks is not the one that is trained, and the gradient is biased as far as "
+            "importance sampling does not correct it. What usually causes it: torch_dtype of the "
+            "agent and bf16 of the training that do not match, a repetition_penalty, lora_dropout, "
+            "or an engine that did not take the new weights",
+            self.step + 1,
+            difference,
+            limit,
         )
+
+    # --- inside ----------------------------------------------------------------------------------
 
     def _tell_episode(self, trajectory: MultiTurnTrajectory) -> None:
         for callback in self._callbacks:
@@ -353,6 +401,8 @@ class Trainer:
         best = saved.state["best"]
         self.best = None if best is None else (best[0], best[1])
         self.stop_reason = saved.state["stop_reason"]
+        ahead = saved.state["ahead"]
+        self._ahead = None if ahead is None else StepRollout.from_json(ahead)
         self.step = saved.step
         checkpoints.restore_random_states(saved.state["random"])
 
