@@ -52,8 +52,9 @@ class Constant(LettersE):
     [
         {"algorithm": "grpo", "use_lora": True, "learning_rate": 2e-2},
         {"algorithm": "gspo", "use_lora": False, "learning_rate": 1e-2},
+        {"use_lora": True, "learning_rate": 2e-2, "off_policy_steps": 1},
     ],
-    ids=["grpo with an adapter", "gspo with all weights"],
+    ids=["grpo with an adapter", "gspo with all weights", "a step ahead"],
 )
 def test_a_simple_reward_goes_up(tiny_model_dir: Path, settings: dict[str, Any]) -> None:
     logger = Remembered()
@@ -75,14 +76,43 @@ def test_a_simple_reward_goes_up(tiny_model_dir: Path, settings: dict[str, Any])
     assert trainer.best[0] == max(rewards)
 
 
-def test_recomputed_log_probs_are_those_the_engine_sampled_with(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "grpo", "use_lora": True, "learning_rate": 5e-2},
+        {"algorithm": "gspo", "use_lora": False, "learning_rate": 1e-2, "num_iterations": 2},
+    ],
+    ids=["grpo with an adapter", "gspo with all weights"],
+)
+def test_recomputed_log_probs_are_those_the_engine_sampled_with(
+    tiny_model_dir: Path, settings: dict[str, Any]
+) -> None:
     logger = Remembered()
-    train(make_trainer(tiny_model_dir, logger=logger, num_episodes=6, learning_rate=5e-2))
+    train(make_trainer(tiny_model_dir, logger=logger, num_episodes=6, **settings))
 
     for _, metrics in logger.steps:
+        assert metrics["rollout/answers_mean"] > 1
         assert metrics["policy/sampling_difference_max"] < 2e-5
+        assert metrics["policy/sampling_difference_mean"] < 2e-6
+        assert metrics["policy/sampling_ratio_mean"] == pytest.approx(1, abs=2e-6)
     # so a policy that had not reached the engine would have been seen
     assert logger.steps[-1][1]["policy/kl_to_reference"] > 0.01
+
+
+def test_a_run_warns_once_when_the_engine_samples_from_another_policy(
+    tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(make_trainer(tiny_model_dir, **SMALL))
+    assert not caplog.records
+
+    train(make_trainer(tiny_model_dir, **SMALL, lora_dropout=0.9, learning_rate=0.5))
+
+    (record,) = caplog.records
+    assert re.match(
+        r"step 2: the log-probs .* differ from training's by \d\S+ nats on the mean of the tokens; "
+        r"sampling_difference_limit is 0.1. .*lora_dropout",
+        record.getMessage(),
+    )
 
 
 @pytest.mark.parametrize(
