@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from stateset_agents.core.reward import RewardFunction, Scorable
+from stateset_agents.core.rubric import Rubric
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.data.readers import read_scenarios
 from stateset_agents.data.schemas import Scenario
@@ -15,7 +16,7 @@ from stateset_agents.rewards.build import build_reward
 from stateset_agents.rewards.config import RewardsConfig, RewardWeights
 from stateset_agents.rewards.finished import FinishedReward
 from stateset_agents.rewards.padding import PaddingReward
-from tests.rewards.made import GOOD, USER, conversation, score
+from tests.rewards.made import GOOD, RUBRIC, USER, conversation, score
 from tests.rewards.test_rewards import in_order
 
 FOLDER = Path(__file__).parents[2] / "data" / "scenarios"
@@ -72,6 +73,22 @@ async def test_courtesy_that_comes_again_in_other_words_is_padding() -> None:
     assert await of(named, "Sorry, the refund takes 5 business days.") == [1.0, 1.0]
 
 
+async def test_a_line_of_the_policy_that_the_rubric_does_not_ask_for_is_padding() -> None:
+    rubric = Rubric(items=(RUBRIC.items[2],))  # the refund takes 5 business days
+
+    async def of(answer: str, said: str = "When do I get my money?", **context: Rubric) -> float:
+        turns = conversation(answer, user=(said,))
+        return (await score(PaddingReward(), turns, **context)).score
+
+    wanted = "It takes 5 business days after the parcel reaches our warehouse."
+    unasked = "Return shipping costs $5 unless the item is faulty."
+    assert await of(wanted, rubric=rubric) == 1.0
+    assert await of(unasked, rubric=rubric) == 0.0
+    assert await of(f"{wanted} {unasked}", rubric=rubric) == pytest.approx(1 - 2 * 10 / 21)
+    assert await of(unasked, "What does the return shipping cost me?", rubric=rubric) == 1.0
+    assert await of(unasked) == 1.0  # nothing says which line applies
+
+
 async def test_padding_counts_by_its_words() -> None:
     turns = conversation("Let me help you. The refund takes 5 business days after that.")
     result = await score(PaddingReward(), turns)  # 4 words of 12
@@ -86,6 +103,7 @@ async def test_a_short_reply_to_a_goodbye_may_be_courtesy_alone() -> None:
     thanks = "Cheers, you have been really helpful."
     assert await of("You are welcome. Have a nice day.", thanks) == 1.0
     assert await of("You are welcome. Have a nice day.", "When do I get my money?") == 0.0
+    assert await of("You are welcome. The return shipping costs $5.", thanks) == 0.0
     assert await of("You are welcome. " + "We are always glad to help you. " * 4, thanks) == 0.0
 
 

@@ -9,14 +9,16 @@ from typing import Any
 
 from stateset_agents.core.asking import asks
 from stateset_agents.core.reward.base import RewardFunction, RewardResult
-from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text
-from stateset_agents.core.sentences import Sentence, content_words
+from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text, rubric_of
+from stateset_agents.core.rubric import Rubric, meets
+from stateset_agents.core.sentences import Sentence, content_words, split_sentences
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.core.wordlists import COURTESY_WORDS
 
 _SHORT = 2  # "Of course.": so short that one of them in an answer is manners
 _LONGEST_GOODBYE = 25
 _ROOT = 5
+_FROM_POLICY = ("ask_for", "state_fact", "stay_in_scope")
 _MANNERS = {
     "sorry": re.compile(r" (?:sorry|apologise|apologize|apology) "),
     "thanks": re.compile(r" (?:thank|thanks|appreciate) "),
@@ -38,10 +40,12 @@ class PaddingReward(RewardFunction):
     - has a word of the policy or of the user (words of courtesy do not count);
     - is courteous ("I am happy to help with your order"), and has two such words that no courteous
       sentence before it had, or leads on from a refusal.
-    So courtesy that comes again in other words is padding. Manners are free: the first apology and
-    the first thanks of a conversation, in each answer one sentence of two words, and a short reply
-    to a user who says goodbye.
-    Meant as a gate of a `CompositeReward`. Fooled by: true facts that nobody asked for and
+    So courtesy that comes again in other words is padding. So is a line of the policy that has
+    nothing to do with it, whatever it says: a sentence with two words or more, and more than of all
+    others, from lines that meet no item of the scenario's rubric and that no user has said.
+    Manners are free: the first apology and the first thanks of a conversation, in each answer one
+    sentence of two words, and a short reply to a user who says goodbye, where facts are padding.
+    Meant as a gate of a `CompositeReward`. Fooled by: the right facts at the wrong turn and
     questions whose answer was given (the rubric knows which turn wants which), and courtesy that
     carries two new words of the user each time.
     """
@@ -50,7 +54,9 @@ class PaddingReward(RewardFunction):
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
     ) -> RewardResult:
         """Score one conversation; one without an assistant turn gets 1."""
-        said = _Said(known=_roots(policy_text(turns, context)))
+        policy = policy_text(turns, context)
+        applies = _what_applies(policy, rubric_of(context))
+        said = _Said(known=_roots(policy), foreign=_roots(policy) - _roots(applies))
         shares = [_padded_share(answer, said) for answer in answers_of(turns, context)]
         scores = [max(0.0, 1 - 2 * share) for share in shares]
         return RewardResult(
@@ -66,36 +72,60 @@ class _Said:
 
     Attributes:
         known: roots of the content words of the policy and of the user.
+        foreign: those that stand only in lines of the policy that do not apply.
         courteous: those of them that stood in courteous sentences of the assistant.
         manners: kinds of manners that the assistant has shown.
     """
 
     known: frozenset[str]
+    foreign: frozenset[str]
     courteous: frozenset[str] = frozenset()
     manners: frozenset[str] = frozenset()
+
+
+def _what_applies(policy: str, rubric: Rubric | None) -> str:
+    """The rubric's own words, and the sentences of the policy that meet an item of it; the whole
+    policy without a rubric.
+    """
+    if rubric is None:
+        return policy
+    items = [item for item in rubric.items if item.kind in _FROM_POLICY]
+    words = [phrase for item in items for phrases in item.any_of for phrase in phrases]
+    sentences = [
+        sentence.text
+        for sentence in split_sentences(policy)
+        if any(meets(item, sentence) for item in items)
+    ]
+    return "\n".join([*words, *sentences])
 
 
 def _padded_share(answer: Answer, said: _Said) -> float:
     """The share of an answer's words that stand in sentences beside the matter."""
     said.known |= _roots(answer.user_text)
+    said.foreign -= _roots(answer.user_text)
+    words = sum(len(sentence.words) for sentence in answer.sentences)
+    is_goodbye = answer.closes and words <= _LONGEST_GOODBYE
     padded, short_ones = 0, 0
     refused = False
     for sentence in answer.sentences:
         shows_manners = _shows_new_manners(sentence, said)
-        if _is_on_the_matter(sentence, said, refused) or shows_manners:
+        if is_goodbye:
+            fits = bool(_COURTEOUS.search(sentence.stem_text))
+        else:
+            fits = _is_on_the_matter(sentence, said, refused) or shows_manners
+        if fits:
             refused |= bool(sentence.negator_positions)
             continue
         short_ones += len(sentence.words) <= _SHORT
         if len(sentence.words) > _SHORT or short_ones > 1:
             padded += len(sentence.words)
-    words = sum(len(sentence.words) for sentence in answer.sentences)
-    if words == 0 or (answer.closes and words <= _LONGEST_GOODBYE):
-        return 0.0
-    return padded / words
+    return padded / words if words else 0.0
 
 
 def _is_on_the_matter(sentence: Sentence, said: _Said, refused: bool) -> bool:
     words = _roots(sentence.text)
+    if len(words & said.foreign) > max(1, len(words & said.known - said.foreign)):
+        return False
     if sentence.negator_positions or (words and asks(sentence)):
         return True
     known = words & said.known
