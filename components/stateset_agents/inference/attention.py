@@ -143,7 +143,7 @@ def plan_attention(
         row = rows[index]
         end = row.start + row.count
         hidden = torch.arange(end) > torch.arange(row.start, end).unsqueeze(1)
-        bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(device)
+        bias = _bias(hidden, own)
         pieces.append(_Piece(slice(packed, packed + row.count), row, bias))
         packed += row.count
     positions: list[int] = []
@@ -175,7 +175,7 @@ def _plan_singles(
         ),
         dim=1,
     )
-    bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf")).to(device)
+    bias = _bias(hidden, own)
     runs: list[_Run] = []
     first = 0
     for index in range(1, len(rows) + 1):
@@ -192,6 +192,11 @@ def _plan_singles(
         shared=_plan_shared(rows, device),
         bias=bias[:, None, None, :],
     )
+
+
+def _bias(hidden: Tensor, cache: SlotCache) -> Tensor:
+    bias = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill_(hidden, float("-inf"))
+    return bias.to(cache.device)
 
 
 def _width(longest: int, capacity: int) -> int:
@@ -289,15 +294,33 @@ def slot_attention(
     scale = width**-0.5 if scaling is None else scaling
     kv_heads = key.shape[1]
     queries = (query[0].transpose(0, 1) * scale).view(count, kv_heads, heads // kv_heads, width)
-    _write(slot_plan, layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    outputs = []
-    if slot_plan.singles is not None:
-        last = len(slot_plan.singles.slots)
-        outputs.append(_attend_singles(slot_plan, slot_plan.singles, queries[:last], layer))
-    for piece in slot_plan.pieces:
-        outputs.append(_attend_piece(slot_plan, piece, queries[piece.rows], layer))
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    output = attend(slot_plan, layer, queries, key[0].transpose(0, 1), value[0].transpose(0, 1))
     return output.reshape(1, count, heads, value.shape[3]), None
+
+
+def attend(
+    plan: AttentionPlan, layer: int, queries: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Store new keys and values, then attend to all that their sequences have.
+
+    Args:
+        plan: this step's.
+        layer: the cache's.
+        queries: `(N, K, Q, D)`, scaled.
+        keys: `(N, K, D)`.
+        values: `(N, K, D)`.
+
+    Returns:
+        `(N, K, Q, D)`.
+    """
+    _write(plan, layer, keys, values)
+    outputs = []
+    if plan.singles is not None:
+        last = len(plan.singles.slots)
+        outputs.append(_attend_singles(plan, plan.singles, queries[:last], layer))
+    for piece in plan.pieces:
+        outputs.append(_attend_piece(plan, piece, queries[piece.rows], layer))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _write(plan: AttentionPlan, layer: int, keys: Tensor, values: Tensor) -> None:
@@ -316,17 +339,18 @@ def _attend_singles(plan: AttentionPlan, singles: _Singles, queries: Tensor, lay
     keys, values = plan.own.keys[layer], plan.own.values[layer]
     own, prefix = singles.own_tokens, singles.prefix_tokens
     scores = [
-        _leave(run, _fill(run, queries[run.rows]) @ keys[run.slots, :, :, :own])
+        _leave(run, _fill(run, queries[run.rows]) @ keys[run.slots, :, :own].mT)
         for run in singles.runs
     ]
     if singles.shared is not None:
-        shared_keys = plan.shared.keys[layer][singles.shared.slots, :, :, :prefix]
-        grouped = _to_groups(queries, singles.shared) @ shared_keys
+        shared_keys = plan.shared.keys[layer][singles.shared.slots, :, :prefix]
+        grouped = _to_groups(queries, singles.shared) @ shared_keys.mT
         scores.insert(0, _from_groups(grouped, singles.shared, queries.shape[2]))
     if singles.shared is not None and len(singles.runs) > 1:
         scores = [scores[0], torch.cat(scores[1:])]
     joined = torch.cat(scores, dim=0 if singles.shared is None else 3)
-    weights = torch.softmax(joined + singles.bias, dim=-1).to(queries.dtype)
+    # The bias is 0 or -inf, so adding it rounds nothing; softmax itself computes in float32.
+    weights = torch.softmax(joined.add_(singles.bias), dim=-1)
     mine = weights[..., prefix:]
     outputs = [
         _leave(run, _fill(run, mine[run.rows]) @ values[run.slots, :, :own]) for run in singles.runs
@@ -370,16 +394,16 @@ def _attend_piece(plan: AttentionPlan, piece: _Piece, queries: Tensor, layer: in
     count, kv_heads, groups, width = queries.shape
     own = row.start + row.count
     cache = plan.shared if row.is_prefix else plan.own
-    keys = cache.keys[layer][row.slot, :, :, :own]
+    keys = cache.keys[layer][row.slot, :, :own]
     values = cache.values[layer][row.slot, :, :own]
     by_head = queries.transpose(0, 1).reshape(kv_heads, count * groups, width)
-    scores = (by_head @ keys).view(kv_heads, count, groups, own) + piece.bias[:, None, :]
-    scores = scores.view(kv_heads, count * groups, own)
+    scores = by_head @ keys.mT
+    scores.view(kv_heads, count, groups, own).add_(piece.bias[:, None, :])
     before = row.prefix_tokens
     if row.prefix_slot is not None:
-        prefix = by_head @ plan.shared.keys[layer][row.prefix_slot, :, :, :before]
-        scores = torch.cat((prefix.float(), scores), dim=-1)
-    weights = torch.softmax(scores, dim=-1).to(queries.dtype)
+        prefix = by_head @ plan.shared.keys[layer][row.prefix_slot, :, :before].mT
+        scores = torch.cat((prefix, scores), dim=-1)
+    weights = torch.softmax(scores, dim=-1)
     output = weights[..., before:] @ values
     if row.prefix_slot is not None:
         shared_values = plan.shared.values[layer][row.prefix_slot, :, :before]

@@ -30,9 +30,9 @@ class LayerShape:
 
 
 class SlotCache:
-    """The tensors, by layer: keys transposed, `(S, K, D, C)`, values upright, `(S, K, C, D)`.
+    """The tensors, by layer, `(S, K, C, D)`: a token's key or value is one stretch of memory.
 
-    Both products of attention then read a slot's memory in the order in which it lies.
+    Keys lying transposed made no product faster, and each new token was then a write to D places.
 
     Args:
         shapes: what each layer stores, by layer index.
@@ -53,8 +53,8 @@ class SlotCache:
         device: torch.device,
     ) -> None:
         self._shapes = dict(shapes)
-        self._dtype = dtype
-        self._device = device
+        self.dtype = dtype
+        self.device = device
         self.slots = slots
         self.capacity = capacity
         self.keys: dict[int, Tensor] = {}
@@ -65,19 +65,19 @@ class SlotCache:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one token takes in all layers."""
-        return sum(shape.bytes_per_token(self._dtype) for shape in self._shapes.values())
+        return sum(shape.bytes_per_token(self.dtype) for shape in self._shapes.values())
 
     def write(
         self, layer: int, slots: Tensor, offsets: Tensor, keys: Tensor, values: Tensor
     ) -> None:
         """Store the keys and values `(N, K, D)` of N tokens at `(slots, offsets)`, each `(N,)`."""
-        self.keys[layer][slots, :, :, offsets] = keys
+        self.keys[layer][slots, :, offsets] = keys
         self.values[layer][slots, :, offsets] = values
 
     def write_piece(self, layer: int, slot: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Store the keys and values `(N, K, D)` of N tokens that follow each other in one slot."""
         stop = start + keys.shape[0]
-        self.keys[layer][slot, :, :, start:stop] = keys.permute(1, 2, 0)
+        self.keys[layer][slot, :, start:stop] = keys.transpose(0, 1)
         self.values[layer][slot, :, start:stop] = values.transpose(0, 1)
 
     def resize(self, slots: int, capacity: int, kept: Sequence[tuple[int, int, int]]) -> None:
@@ -91,24 +91,24 @@ class SlotCache:
         for layer, shape in self._shapes.items():
             keys, values = self._allocate(shape, slots, capacity)
             for old, new, tokens in kept:
-                keys[new, :, :, :tokens] = self.keys[layer][old, :, :, :tokens]
+                keys[new, :, :tokens] = self.keys[layer][old, :, :tokens]
                 values[new, :, :tokens] = self.values[layer][old, :, :tokens]
             self.keys[layer], self.values[layer] = keys, values
         self.slots, self.capacity = slots, capacity
 
     def _allocate(self, shape: LayerShape, slots: int, capacity: int) -> tuple[Tensor, Tensor]:
         # Zeros, because what is masked is multiplied by 0, and 0 times a stray NaN is NaN.
-        keys = (slots, shape.heads, shape.key_width, capacity)
+        keys = (slots, shape.heads, capacity, shape.key_width)
         values = (slots, shape.heads, capacity, shape.value_width)
-        if self._device.type != "cpu":
+        if self.device.type != "cpu":
             return (
-                torch.zeros(keys, dtype=self._dtype, device=self._device),
-                torch.zeros(values, dtype=self._dtype, device=self._device),
+                torch.zeros(keys, dtype=self.dtype, device=self.device),
+                torch.zeros(values, dtype=self.dtype, device=self.device),
             )
         return self._untouched(keys), self._untouched(values)
 
     def _untouched(self, shape: tuple[int, ...]) -> Tensor:
         # numpy asks for zeroed pages, which take no memory until they are written; torch.zeros
         # writes them all. A slot that is never used costs nothing.
-        count = int(np.prod(shape)) * self._dtype.itemsize
-        return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(self._dtype).view(shape)
+        count = int(np.prod(shape)) * self.dtype.itemsize
+        return torch.from_numpy(np.zeros(count, dtype=np.uint8)).view(self.dtype).view(shape)

@@ -32,7 +32,7 @@ from stateset_agents.inference.attention import (
 )
 from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.engine import GenerationRequest, GenerationResult
-from stateset_agents.inference.packed_linear import pack_linears
+from stateset_agents.inference.forward import forward_of
 from stateset_agents.inference.request_checks import check_request, check_weights
 from stateset_agents.inference.sampling import Draw, sample
 from stateset_agents.inference.scheduler import Job, Piece, Scheduler
@@ -87,12 +87,12 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._model: Any = model.eval()
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._packed = pack_linears(model) if pack_weights else []
         self._vocabulary = int(self._model.get_input_embeddings().num_embeddings)
         self._device = model.device
         self._cache_bytes = cache_bytes
         self._wanted_slots = max(2, max_cached_sequences or 2 * max_batch_size)
         probe = self._adopt()
+        self._logits_of = forward_of(model, pack_weights=pack_weights)
         self._bytes_per_token = sum(
             shape.bytes_per_token(model.dtype) for shape in probe.shapes.values()
         )
@@ -178,8 +178,7 @@ class TransformersEngine:
             for name, tensor in given:
                 self._parameters[name].copy_(tensor)
             if given:
-                for linear in self._packed:
-                    linear.pack()
+                self._logits_of.pack()
             self._take_in()
             self._scheduler.forget_computed()
             self._empty_caches()
@@ -372,15 +371,11 @@ class TransformersEngine:
             token_ids.extend(sequence.tokens[first : first + piece.count])
             if piece.job is not None:
                 last.append(len(token_ids) - 1)
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=self._device),
-            position_ids=plan.positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=torch.tensor(last or [0], device=self._device),
-            slot_plan=plan,
+        return self._logits_of(
+            torch.tensor(token_ids, device=self._device),
+            plan,
+            torch.tensor(last or [0], device=self._device),
         )
-        logits: Tensor = output.logits[0]
-        return logits
 
 
 def _rounded(tokens: int) -> int:
