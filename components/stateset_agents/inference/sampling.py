@@ -49,13 +49,14 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
     Raises:
         EngineError: logits that are NaN or infinite.
     """
-    scaled = logits.float()
-    temperatures = [draw.params.temperature or 1.0 for draw in draws]
-    if any(temperature != 1.0 for temperature in temperatures):
-        scaled = scaled / scaled.new_tensor(temperatures).unsqueeze(1)
-    peak = scaled.amax(dim=1, keepdim=True)
-    weights = (scaled - peak).exp_()
-    sums, totals = _block_sums(weights)
+    temperatures = logits.new_tensor(
+        [[draw.params.temperature or 1.0] for draw in draws], dtype=torch.float32
+    )
+    # One tensor of the vocabulary's size, computed in place: fresh memory costs more than the
+    # arithmetic. What else is needed of the logits is a few numbers, made again below.
+    weights = logits.to(torch.float32, copy=True).div_(temperatures)
+    peak = weights.amax(dim=1, keepdim=True)
+    sums, totals = _block_sums(weights.sub_(peak).exp_())
     if not torch.isfinite(totals).all():
         raise EngineError(
             "The model's logits are not finite. Its weights hold NaN or infinity, or its number "
@@ -65,8 +66,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> tuple[list[int], list[float
     for row, draw in enumerate(draws):
         if _is_plain(draw.params):
             continue
-        chosen[row] = _draw_filtered(scaled[row], draw)
-    drawn = scaled.gather(1, chosen.unsqueeze(1))
+        chosen[row] = _draw_filtered(logits[row].float() / temperatures[row], draw)
+    drawn = logits.gather(1, chosen.unsqueeze(1)).float() / temperatures
     logprobs = (drawn - peak).squeeze(1) - totals.log().float()
     return chosen.tolist(), logprobs.clamp_(max=0.0).tolist()
 
