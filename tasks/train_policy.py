@@ -222,6 +222,8 @@ def _summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
     ):
         metrics[f"last/{name}"] = _mean(steps[-window:], name)
     metrics["failed_rollouts"] = sum(step["rollout/failed"] for step in steps)
+    metrics["nonfinite_rewards"] = sum(step["reward/nonfinite"] for step in steps)
+    metrics["resampled_groups"] = sum(step["rollout/resampled_groups"] for step in steps)
     metrics["best/reward/mean"] = max(step["reward/mean"] for step in steps)
     metrics["tokens_per_second/rollout"] = _mean(steps, "tokens_per_second/rollout")
     metrics["tokens_per_second/update"] = _mean(steps, "tokens_per_second/update")

@@ -45,6 +45,15 @@ class LettersE(RewardFunction):
         return text.count("e") / max(1, len(text))
 
 
+class FewLevels(LettersE):
+    """The share of e in steps of 0.2: a small group is often without spread."""
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> float:
+        return round(5 * await super().compute_reward(turns, context)) / 5
+
+
 class MadeUp(RewardFunction):
     """Gives the values it was made with, one conversation after the other, again and again."""
 
@@ -71,14 +80,17 @@ class Remembered:
         """Nothing is held back."""
 
 
-def make_agent(folder: Path, **settings: Any) -> MultiTurnAgent:
+def make_agent(
+    folder: Path, kind: type[MultiTurnAgent] = MultiTurnAgent, **settings: Any
+) -> MultiTurnAgent:
     generation = {"max_new_tokens": 8, "temperature": 1.0, "torch_dtype": "float32"}
-    return MultiTurnAgent(AgentConfig(model_name=str(folder), **{**generation, **settings}))
+    return kind(AgentConfig(model_name=str(folder), **{**generation, **settings}))
 
 
 def make_trainer(
     folder: Path,
     *,
+    agent: type[MultiTurnAgent] = MultiTurnAgent,
     reward: RewardFunction | None = None,
     logger: Any = None,
     demonstrations: Sequence[Demonstration] = (),
@@ -95,7 +107,7 @@ def make_trainer(
         "logging_steps": 1,
     }
     return Trainer(
-        make_agent(folder),
+        make_agent(folder, agent),
         ConversationEnvironment(SCENARIOS, max_turns=4),
         reward or LettersE(),
         TrainingConfig(**{**defaults, **settings}),

@@ -10,15 +10,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
-from stateset_agents.core.environment import ConversationEnvironment
+from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.exceptions import RewardError
-from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.trainer import Trainer
 from tests.tiny_model import make_tiny_tokenizer
 from tests.training.runs import (
-    SCENARIOS,
-    LettersE,
     MadeUp,
     Remembered,
     Weights,
@@ -156,20 +152,40 @@ class FailsFor(MultiTurnAgent):
         return await super().generate_response(messages)
 
 
+class SpeaksByItself(MultiTurnAgent):
+    """Answers without the model, so nothing is sampled."""
+
+    async def generate_response(self, messages: Any) -> str:
+        return "Yes."
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_step_in_which_nothing_was_sampled_leaves_the_weights_alone(
+    tiny_model_dir: Path, algorithm: str
+) -> None:
+    logger = Remembered()
+    trainer = make_trainer(
+        tiny_model_dir,
+        agent=SpeaksByItself,
+        reward=MadeUp(1.0, 0.0),
+        logger=logger,
+        algorithm=algorithm,
+        **SMALL,
+    )
+    before = weights_of(trainer)
+
+    train(trainer)
+
+    assert not moved(trainer, before)
+    for _, metrics in logger.steps:
+        assert (metrics["rows/empty_trajectories"], metrics["rows/trained"]) == (4, 0)
+        assert metrics["reward/mean"] == 0.5
+
+
 def test_a_group_that_failed_whole_leaves_the_others_to_train(tiny_model_dir: Path) -> None:
     logger = Remembered()
-    trainer = Trainer(
-        FailsFor(
-            AgentConfig(model_name=str(tiny_model_dir), max_new_tokens=8, torch_dtype="float32")
-        ),
-        ConversationEnvironment(SCENARIOS, max_turns=4),
-        LettersE(),
-        TrainingConfig(
-            num_episodes=3, gradient_accumulation_steps=3, num_generations=4, warmup_ratio=0,
-            use_lora=True, bf16=False, logging_steps=1,
-        ),
-        logger=logger,  # type: ignore[arg-type]
-    )  # fmt: skip
+    settings = {**SMALL, "num_episodes": 3, "gradient_accumulation_steps": 3}
+    trainer = make_trainer(tiny_model_dir, agent=FailsFor, logger=logger, **settings)
     before = weights_of(trainer)
 
     assert_finite(train(trainer))

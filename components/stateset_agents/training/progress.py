@@ -49,7 +49,7 @@ class ProgressBar(TrainingCallback):
 
     async def on_train_start(self, trainer: Trainer) -> None:
         """Draw the bar, at the step that a resumed run goes on from."""
-        per_step = trainer.config.groups_per_step * trainer.config.num_generations
+        per_step = _conversations_per_step(trainer)
         self._task = self._progress.add_task(
             "train",
             total=trainer.total_steps * per_step,
@@ -87,4 +87,10 @@ class ProgressBar(TrainingCallback):
                 soft_wrap=True,
             )
         if self._task is not None:
-            self._progress.update(self._task, step=step, numbers=numbers)
+            # groups that were replaced have moved the bar without bringing the end nearer
+            done = trainer.step * _conversations_per_step(trainer)
+            self._progress.update(self._task, completed=done, step=step, numbers=numbers)
+
+
+def _conversations_per_step(trainer: Trainer) -> int:
+    return trainer.config.groups_per_step * trainer.config.num_generations
