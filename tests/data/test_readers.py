@@ -170,3 +170,31 @@ def test_a_pair_whose_answers_differ_in_blanks_only_is_refused(tmp_path: Path) -
     rejected = [{"role": "assistant", "content": " What is the  order number? "}]
     (problem,) = pair_problems(tmp_path, rejected=rejected)
     assert problem.endswith("chosen equals rejected: a pair needs two different answers")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ('{"id": "a", "id": "b"}', ":1: key id: found twice in one object; allowed is once"),
+        ('{"id": NaN}', ":1: found NaN, which JSON does not have; allowed is a finite number"),
+        ("[" * 100_000 + "]" * 100_000, ":1: found JSON nested hundreds of levels deep"),
+    ],
+)
+def test_json_that_no_two_programs_read_alike_is_refused(
+    tmp_path: Path, row: str, expected: str
+) -> None:
+    (problem,) = problems_of(lines(tmp_path / "a.jsonl", row))
+    assert expected in problem
+    (tmp_path / "a.json").write_text(f"[{row}]", "utf-8")
+    (problem,) = problems_of(tmp_path / "a.json")
+    assert expected.removeprefix(":1") in problem
+
+
+def test_what_lies_in_a_folder_of_data_and_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone")
+    assert problems_of(tmp_path) == (
+        f"{tmp_path / 'folder.jsonl'}: cannot be read: Is a directory; allowed is a readable file",
+        f"{tmp_path / 'link.jsonl'}: cannot be read: No such file or directory; "
+        "allowed is a readable file",
+    )

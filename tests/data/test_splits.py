@@ -74,3 +74,10 @@ def test_preferences_stay_apart_and_away_from_heldout_intents(tmp_path: Path) ->
         )
     assert "intent late: found in the pairs to learn from and in the held-out" in str(caught.value)
     assert "pair c: key intent: found 'lost', which is held out for evaluation" in str(caught.value)
+
+
+def test_intents_in_another_encoding_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "intents.yaml"
+    path.write_bytes(GOOD.replace("late", "caf\xe9").encode("latin-1"))
+    with pytest.raises(DataError, match=r"intents\.yaml: cannot be read as UTF-8 text: .* 0xe9"):
+        read_intents(path)

@@ -78,12 +78,14 @@ def read_rows(path: Path, problems: list[str]) -> Iterator[tuple[str, Any]]:
             continue
         place = f"{path}:{number}"
         try:
-            yield place, json.loads(line)
+            yield place, _parse(line)
         except json.JSONDecodeError as error:
             problems.append(
                 f"{place}: malformed JSON at column {error.colno} ({error.msg}): found "
                 f"{_excerpt(line.strip())}; allowed is one JSON object on a line"
             )
+        except _UnsafeJSONError as error:
+            problems.append(f"{place}: {error}")
 
 
 def list_files(
@@ -161,6 +163,9 @@ def _local(source: Source, fetch: Fetch | None) -> Path:
 def _read_text(path: Path, problems: list[str]) -> str | None:
     try:
         return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror}; allowed is a readable file")
+        return None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         problems.append(
@@ -174,7 +179,10 @@ def _array_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[st
     if not text.strip():
         return
     try:
-        rows = json.loads(text)
+        rows = _parse(text)
+    except _UnsafeJSONError as error:
+        problems.append(f"{path}: {error}")
+        return
     except json.JSONDecodeError as error:
         problems.append(
             f"{path}:{error.lineno}: malformed JSON at column {error.colno} ({error.msg}); "
@@ -186,6 +194,32 @@ def _array_rows(path: Path, text: str, problems: list[str]) -> Iterator[tuple[st
         return
     for index, row in enumerate(rows):
         yield f"{path}[{index}]", row
+
+
+class _UnsafeJSONError(ValueError):
+    """Text that Python's parser takes or dies of, and that no two programs read alike."""
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _UnsafeJSONError(
+            "found JSON nested hundreds of levels deep; allowed are a few"
+        ) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _UnsafeJSONError(f"key {twice}: found twice in one object; allowed is once")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise _UnsafeJSONError(f"found {name}, which JSON does not have; allowed is a finite number")
 
 
 def _describe_one(detail: Any, place: str, model: type[BaseModel]) -> str:

@@ -49,6 +49,8 @@ def read_intents(path: Path) -> dict[str, IntentEntry]:
         raw, problems = _load(path)
     except yaml.YAMLError as error:
         raise DataError(f"{path}: not YAML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("intents"), dict):
         raise DataError(
             f"{path}: key intents: missing; allowed is a mapping of intent to "
@@ -131,7 +133,7 @@ def check_preferences_apart(
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
-    loader = _Loader(path.read_text("utf-8"))
+    loader = _Loader(path.read_text("utf-8-sig"))
     loader.duplicates = []
     try:
         raw = loader.get_single_data()
