@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,14 +26,60 @@ ROOT = Path(__file__).parents[2]
 PARTS = {"train", "validation", "heldout", "preferences_train", "preferences_heldout"}
 
 
+@dataclass(frozen=True)
+class Run:
+    """A project in which the step has run, and what it logged."""
+
+    folder: Path
+    log: str
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run on the sources as they are, for every test that starts from there."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_sources(folder)
+    with io.StringIO() as log, contextlib.chdir(folder), logged_to(log):
+        validate_scenarios.run(RunConfig())
+        return Run(folder, log.getvalue())
+
+
+@contextlib.contextmanager
+def logged_to(stream: io.StringIO) -> Iterator[None]:
+    """The step's records from information on, everybody else's as by default."""
+    handler, everybody = logging.StreamHandler(stream), logging.getLogger()
+    own = logging.getLogger("tasks.validate_scenarios")
+    level = own.level
+    everybody.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        everybody.removeHandler(handler)
+        own.setLevel(level)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("scenarios", "preferences"):
-        shutil.copytree(
-            ROOT / "data" / name, tmp_path / "data" / name, ignore=shutil.ignore_patterns("source")
-        )
+    """The sources, and nothing that the step wrote."""
+    copy_sources(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def validated(tmp_path: Path, first_run: Run, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project in which the step has run."""
+    shutil.copytree(first_run.folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def copy_sources(folder: Path) -> None:
+    for name in ("scenarios", "preferences"):
+        shutil.copytree(
+            ROOT / "data" / name, folder / "data" / name, ignore=shutil.ignore_patterns("source")
+        )
 
 
 def parts(project: Path) -> dict[str, bytes]:
@@ -44,8 +94,8 @@ def edit(path: Path, line: int, **changes: object) -> dict[str, object]:
     return row
 
 
-def test_the_sources_become_five_parts_and_a_report(project: Path) -> None:
-    validate_scenarios.run(RunConfig())
+def test_the_sources_become_five_parts_and_a_report(first_run: Run) -> None:
+    project = first_run.folder
     written = parts(project)
     assert set(written) == PARTS
     assert {json.loads(line)["split"] for line in written["heldout"].splitlines()} == {"heldout"}
@@ -54,21 +104,27 @@ def test_the_sources_become_five_parts_and_a_report(project: Path) -> None:
     assert summary["valid"] is True
     assert summary["scenarios_by_split"]["train"] == len(written["train"].splitlines())
     assert "Expectations" in (report / "index.html").read_text("utf-8")
+    for table in ("scenarios", "preferences", "heldout_preferences"):
+        assert (report / "expectations" / f"{table}.html").is_file()
+        (verdict,) = (report / "validations" / table).rglob("*.html")
+        assert "Succeeded" in verdict.read_text("utf-8")
     assert [path.name for path in (project / "data").iterdir() if path.name[0] == "."] == []
 
-    edit(project / "data/scenarios/orders.jsonl", 1, metadata={"note": "another"})
+
+def test_a_changed_scenario_changes_the_part_of_its_split_alone(validated: Path) -> None:
+    before = parts(validated)
+    edit(validated / "data/scenarios/orders.jsonl", 1, metadata={"note": "another"})
     validate_scenarios.run(RunConfig())
-    changed = {name for name, text in parts(project).items() if text != written[name]}
+    changed = {name for name, text in parts(validated).items() if text != before[name]}
     assert changed == {"train"}
 
 
-def test_a_changed_pair_leaves_the_scenarios_as_they_were(project: Path) -> None:
-    validate_scenarios.run(RunConfig())
-    before = parts(project)
+def test_a_changed_pair_leaves_the_scenarios_as_they_were(validated: Path) -> None:
+    before = parts(validated)
     answer = [{"role": "assistant", "content": "Could you tell me a little more about it?"}]
-    edit(project / "data/preferences/train.jsonl", 3, chosen=answer)
+    edit(validated / "data/preferences/train.jsonl", 3, chosen=answer)
     validate_scenarios.run(RunConfig())
-    assert {name for name, text in parts(project).items() if text != before[name]} == {
+    assert {name for name, text in parts(validated).items() if text != before[name]} == {
         "preferences_train"
     }
 
@@ -119,20 +175,14 @@ def test_problems_of_all_sources_are_in_one_message(project: Path) -> None:
     assert not (project / "data" / "validated").exists()
 
 
-def test_the_step_says_in_one_line_what_it_read(
-    project: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, logger="tasks.validate_scenarios"):
-        validate_scenarios.run(RunConfig())
-    assert "ephemeral" not in caplog.text
-    assert "342 scenarios over 57 intents (66 heldout, 240 train, 36 validation)" in caplog.text
+def test_the_step_says_in_one_line_what_it_read(first_run: Run) -> None:
+    assert "342 scenarios over 57 intents (66 heldout, 240 train, 36 validation)" in first_run.log
+    assert "ephemeral" not in first_run.log
 
 
 def test_sources_on_s3_give_the_same_parts_as_files(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, first_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validate_scenarios.run(RunConfig())
-    from_files = parts(project)
     with object_store(project) as store:
         for name, value in store.env.items():
             monkeypatch.setenv(name, value)
@@ -142,4 +192,4 @@ def test_sources_on_s3_give_the_same_parts_as_files(
         config.scenarios.sources = ("s3://bucket/scenarios",)
         config.scenarios.preferences = ("s3://bucket/preferences/train.jsonl",)
         validate_scenarios.run(config)
-    assert parts(project) == from_files
+    assert parts(project) == parts(first_run.folder)
