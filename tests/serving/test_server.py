@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -218,7 +219,15 @@ def test_a_body_that_is_no_json_and_a_path_that_is_not_there_are_errors_too(
     headers = {"Content-Type": "application/json"}
     broken = client.post("/v1/chat/completions", content=b'{"model":', headers=headers)
     assert broken.status_code == 400
-    assert "JSON decode error" in broken.json()["error"]["message"]
+    error = broken.json()["error"]
+    assert (error["message"], error["param"]) == (
+        "body: not JSON: Expecting value at character 9",
+        "body",
+    )
+    half = {**ASK, "messages": [{"role": "user", "content": "\ud83d"}]}  # JSON can write it
+    broken = client.post("/v1/chat/completions", content=json.dumps(half), headers=headers)
+    assert (broken.status_code, broken.json()["error"]["param"]) == (400, "messages.0.content")
+    assert "found half of a surrogate pair" in broken.json()["error"]["message"]
     absent = client.get("/v1/embeddings")
     assert (absent.status_code, absent.json()["error"]["type"]) == (404, "not_found_error")
     assert client.get("/v1/chat/completions").status_code == 405
@@ -294,6 +303,14 @@ def test_a_registry_without_a_champion_says_what_to_do(tmp_path: Path) -> None:
         serve(ServeConfig(port=0), empty)
     with pytest.raises(ServingError, match="no_such_folder is not a folder"):
         serve(ServeConfig(port=0), empty, folder=tmp_path / "no_such_folder")
+
+
+def test_a_key_that_was_not_filled_in_does_not_open_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATESET_API_KEY", " ")
+    with pytest.raises(ServingError, match="the API key is empty; give STATESET_API_KEY or"):
+        serve(ServeConfig(port=0), TrackingConfig(), folder=tmp_path)
 
 
 # The last one, because it ends the server that the others share.

@@ -6,9 +6,16 @@ that were ignored would be answered wrongly. It does not know HTTP servers nor m
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 # Fields of OpenAI's schema that this server would have to ignore, with the values that ask for
 # nothing and are therefore fine.
@@ -32,20 +39,30 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
+def _characters_only(text: str) -> str:
+    # JSON can write half of a character (`\\ud83d` alone), which no tokenizer takes
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("found half of a surrogate pair; allowed are whole characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_characters_only)]
+
+
 class TextPart(BaseModel):
     """A part of a message's content; only text."""
 
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class RequestMessage(BaseModel):
     """One message of a request; `developer` is OpenAI's newer word for `system`."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Text | list[TextPart]
 
     def as_chat(self) -> dict[str, str]:
         """As chat templates want it."""
@@ -121,12 +138,15 @@ def explain_validation(problems: list[Any]) -> tuple[str, str | None]:
     for problem in problems:
         # the path starts with "body", and has the branch of a union in it, which is no field
         path = [part for part in problem["loc"] if part != "body"]
-        path = [part for part in path if not (isinstance(part, str) and part.startswith("list["))]
-        path = [part for part in path if part not in ("str",)]
+        path = [part for part in path if not str(part).startswith(("list[", "function-after["))]
         name = ".".join(str(part) for part in path) or "body"
-        first = first or name
         text = str(problem["msg"]).removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "json_invalid":
+            # the path is a position there
+            name = "body"
+            text = f"not JSON: {problem['ctx']['error']} at character {path[0]}"
+        elif problem["type"] == "extra_forbidden":
             text = "this server does not support this field"
+        first = first or name
         lines.append(f"{name}: {text}")
     return "; ".join(dict.fromkeys(lines)), first

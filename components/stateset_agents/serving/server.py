@@ -45,11 +45,18 @@ def serve(
         api_key: what clients must send; default: STATESET_API_KEY; neither = everyone may ask.
 
     Raises:
-        ServingError: the port is in use, nothing was promoted yet, or the folder is no model.
+        ServingError: the port is in use, nothing was promoted yet, the folder is no model, or the
+            key is empty.
         RegistryError: the registry does not answer.
         ModelSourceError: the model cannot be loaded.
     """
-    key = api_key or os.environ.get("STATESET_API_KEY") or None
+    key = api_key if api_key is not None else os.environ.get("STATESET_API_KEY")
+    if key is not None and not key.strip():
+        # a secret that was not filled in must not open the server
+        raise ServingError(
+            "the API key is empty; give STATESET_API_KEY or --api-key a value, or unset it: then "
+            "everyone who reaches the server may ask"
+        )
     # the port first: it would be a pity to load a model for a minute and then fail
     listener = bind(config.host, config.port)
     with contextlib.closing(listener):
