@@ -7,7 +7,6 @@ gates}. A refusal is a result: the step succeeds.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 
@@ -16,14 +15,12 @@ from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.lineage import fingerprint
 from stateset_agents.tracking.promotion import promote
 from tasks import entry, paths
-from tasks.register_model import FIGURES, read_figures, write_result
+from tasks.register_model import FIGURES, read_figures, read_result, write_result
 
 
 def run(config: RunConfig) -> None:
     """Hold the gates, move the alias or not, write down which and why."""
-    if not paths.REGISTRATION.is_file():
-        raise PipelineError(f"{paths.REGISTRATION} is missing: run the step register_model first")
-    registration = json.loads(paths.REGISTRATION.read_text(encoding="utf-8"))
+    registration = read_result(paths.REGISTRATION, "register_model")
     if registration["model_name"] != config.tracking.registered_model:
         raise PipelineError(
             f"{paths.REGISTRATION} is about {registration['model_name']!r}, and params.yaml names "

@@ -79,12 +79,26 @@ def read_figures() -> dict[str, Any]:
     """The evaluation's metrics.
 
     Raises:
-        PipelineError: the evaluation has not run.
+        PipelineError: the evaluation has not run, or its file is damaged.
     """
-    if not FIGURES.is_file():
-        raise PipelineError(f"{FIGURES} is missing: run the step evaluate_policy first")
-    figures: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
-    return figures
+    return read_result(FIGURES, "evaluate_policy")
+
+
+def read_result(path: Path, step: str) -> dict[str, Any]:
+    """What another step wrote as JSON.
+
+    Raises:
+        PipelineError: that step has not run, or the file is not what it wrote.
+    """
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing: run the step {step} first")
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PipelineError(
+            f"{path} is damaged ({error}); allowed is what the step {step} writes: run it again"
+        ) from error
+    return result
 
 
 def _runs() -> dict[str, str]:

@@ -217,3 +217,12 @@ def test_an_adapter_of_another_kind_or_of_another_base_is_refused(
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
     with pytest.raises(RegistryError, match=r"only plain LoRA adapters are merged.*use_dora"):
         merge_adapter(adapter, tiny_model_dir, tmp_path / "merged2")
+
+
+def test_a_damaged_adapter_is_told_by_its_file(
+    adapter: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(RegistryError, match=r"adapter_model\.safetensors cannot be read: .*again"):
+        merge_adapter(adapter, tiny_model_dir, tmp_path / "merged")

@@ -56,6 +56,11 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
 ) -> None:
     with pytest.raises(PipelineError, match=r"registration\.json is missing: run the step"):
         promote_model.run(project)
+    whole = register_model.FIGURES.read_text()
+    register_model.FIGURES.write_text(whole[:40])
+    with pytest.raises(PipelineError, match=r"metrics\.json is damaged .* evaluate_policy writes"):
+        register_model.run(project)
+    register_model.FIGURES.write_text(whole)
     register_model.run(project)
     registration = json.loads(paths.REGISTRATION.read_text())
     assert registration["model_uri"] == "models:/support-agent/1"

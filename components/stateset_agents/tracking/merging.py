@@ -34,13 +34,18 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> None:
     adapter's, if it has one.
 
     Raises:
-        RegistryError: the adapter is not plain LoRA, or does not belong to this base.
+        RegistryError: the adapter is not plain LoRA, does not belong to this base, or is damaged.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file, save_file
 
     scale, transposed = _read_config(adapter)
-    lora = load_file(adapter / _ADAPTER_WEIGHTS)
+    try:
+        lora = load_file(adapter / _ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RegistryError(
+            f"{adapter / _ADAPTER_WEIGHTS} cannot be read: {error}; train the policy again"
+        ) from error
     pairs = {
         name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"): (
             tensor,
