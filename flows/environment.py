@@ -7,6 +7,7 @@ stand in pyproject.toml under `tool.prefect`; here is what a person's terminal n
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,18 @@ def prepare_terminal() -> None:
     """
     if os.environ.get("STATESET_DEBUG") != "1":
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+
+def end_well_when_told() -> None:
+    """Have SIGTERM end this process as the end of a program does, and not on the spot.
+
+    Prefect ends the temporary server that it started when the program ends.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        sys.exit(128 + number)  # what a shell reports of a process that a signal ended
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def prepare_steps() -> None:

@@ -106,6 +106,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="run steps that are up to date too")
     arguments = parser.parse_args()
     entry.set_up_logging()
+    environment.end_well_when_told()
     try:
         root = environment.find_repository()
         with repository.hold_checkout(root):

@@ -145,6 +145,25 @@ def test_a_step_ends_soon_after_the_process_that_started_it_was_killed(tmp_path:
     assert not _is_running(child)
 
 
+def test_a_flow_that_is_told_to_end_ends_what_it_started() -> None:
+    program = (
+        "import atexit, time\n"
+        "from flows import environment\n"
+        "atexit.register(print, 'ended the server', flush=True)\n"  # as Prefect does
+        "environment.end_well_when_told()\n"
+        "print('started', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=project.ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.stdout.read() == "ended the server\n"
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def _is_running(process: int) -> bool:
     for _ in range(100):
         try:
@@ -162,6 +181,8 @@ def _is_running(process: int) -> bool:
          "step validate_scenarios: row 3: bad", True),
         ("raise OSError(28, 'No space left on device', 'data/policy')",
          "No space left on device: 'data/policy'; make room and start again", True),
+        ("raise OSError(30, 'Read-only file system', 'data/policy')",
+         "Read-only file system: 'data/policy'; give this user the right to it", True),
         ("raise KeyError('x')", "step validate_scenarios: it crashed with exit code 1", False),
         ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL (out of memory, perhaps)", False),
     ],
