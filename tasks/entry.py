@@ -20,7 +20,7 @@ from pathlib import Path
 from stateset_agents import run_config
 from stateset_agents.exceptions import StateSetError
 from stateset_agents.run_config import RunConfig
-from tasks import history, paths
+from tasks import folders, history, paths
 
 # Telemetry: nobody asked for it, and without a network each of these waits or logs errors.
 # Progress bars for what takes no time; the steps have their own.
@@ -35,12 +35,13 @@ QUIET = {
 }
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ash", "ksh")
 
 
 def main(run: Callable[[RunConfig], None]) -> None:
     """Run one step in this process and exit: 0, or 1 after the message of a `StateSetError` or of a
-    disk that is full.
+    disk that is full or not this user's to write.
 
     Any other exception keeps its traceback, because it is a defect and not a wrong input.
     """
@@ -59,7 +60,8 @@ def _run_recorded(run: Callable[[RunConfig], None], params: Path) -> int:
     started = time.time()
     code, message = 1, ""
     try:
-        run(run_config.load(params))
+        with folders.at_work(Path()):
+            run(run_config.load(params))
         code = 0
     except StateSetError as error:
         message = str(error)
@@ -68,9 +70,10 @@ def _run_recorded(run: Callable[[RunConfig], None], params: Path) -> int:
         code, message = 130, "interrupted; start again to go on from where it was"
         print_error(message)
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in (*_NO_SPACE, *_NOT_ALLOWED):
             raise
-        message = f"{error}; make room and start again: what was there before is as it was"
+        cure = "make room" if error.errno in _NO_SPACE else "give this user the right to it"
+        message = f"{error}; {cure} and start again: what was there before is as it was"
         print_error(message)
     finally:
         seconds = time.time() - started

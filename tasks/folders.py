@@ -1,8 +1,14 @@
-"""Outputs that are whole or not there: written beside their place, moved when they are finished."""
+"""Outputs that are whole or not there: written beside their place, moved when they are finished.
+
+Owns those unfinished files, also what a step that was killed left of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +16,48 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from stateset_agents.exceptions import PipelineError
+from tasks import paths
+
+_UNFINISHED_OUTPUTS = (
+    *(paths.BASE_MODEL, paths.VALIDATED, paths.REWARD_MODEL, paths.POLICY),
+    *(paths.REGISTRATION, paths.PROMOTION, Path("transfer"), Path("version"), Path("writing")),
+)
+# A dot, what it would have become, and what makes the name of a temporary folder or file its own.
+_UNFINISHED = re.compile(
+    rf"\.(?:{'|'.join(re.escape(path.name) for path in _UNFINISHED_OUTPUTS)})"
+    r"(?:[-.][a-z0-9_]{8}|\.tmp)"
+)
+
+
+@contextlib.contextmanager
+def at_work(root: Path) -> Iterator[None]:
+    """Be one of the steps that are at work below `root`; the first of them removes what steps that
+    were killed left unfinished.
+
+    Whether another one is at work is the operating system's to say: its lock ends with its holder.
+    """
+    lock = root / paths.LOCKS / "steps.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="utf-8") as file:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_unfinished(root)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def _remove_unfinished(root: Path) -> None:
+    for copy in (root / paths.STATE).glob("champion-*/"):
+        shutil.rmtree(copy)
+    data = root / paths.POLICY.parent
+    for folder in (data, *data.glob("reports"), *data.glob("reports/*/")):
+        for entry in folder.glob(".*"):
+            if not _UNFINISHED.fullmatch(entry.name):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 @contextlib.contextmanager

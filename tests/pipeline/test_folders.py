@@ -1,11 +1,13 @@
-"""An output is whole or as it was, also where the disk is full."""
+"""An output is whole or as it was, also where the disk is full or the step is killed."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from tasks import folders
 from tests.pipeline import project
 
 FILL_THE_DISK = """
@@ -44,3 +46,37 @@ def test_weights_that_do_not_fit_the_disk_are_one_message_and_the_old_ones_stay(
     assert message.startswith(f"{tmp_path / 'policy'} could not be written: ")
     assert "make room and start again" in message
     assert left == "['policy', 'policy/first.safetensors']"
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tasks.expectations import temporary_folder
+from tasks.folders import in_place
+
+data = Path(sys.argv[1])
+with in_place(data / "policy") as folder, temporary_folder(data / "validated"):
+    (folder / "half.safetensors").write_text("half")
+    (data / ".registration.json.tmp").write_text("{")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_step_removes_what_one_that_was_killed_left_unfinished(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(data)], cwd=project.ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(data.iterdir())) == 3
+    for name in (".gitignore", ".policy-of-mine", "policy"):
+        (data / name).write_text("a person's")
+    with folders.at_work(tmp_path):
+        assert {path.name for path in data.iterdir()} == {".gitignore", ".policy-of-mine", "policy"}
+
+
+def test_what_another_step_is_writing_stays(tmp_path: Path) -> None:
+    with (
+        folders.at_work(tmp_path),
+        folders.in_place(tmp_path / "data/policy") as folder,
+        folders.at_work(tmp_path),
+    ):
+        assert folder.is_dir()
