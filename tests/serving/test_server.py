@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,6 +153,25 @@ def test_an_answer_names_the_weights_whose_origins_the_registry_keeps(
     lineage = describe_lineage(tracking, f"models:/{body['model']}")
     name, version = lineage["name"], lineage["version"]
     assert body["system_fingerprint"] == f"{name}-{version}-{lineage['weights_sha256'][:12]}"
+
+
+def test_the_readmes_request_is_answered(
+    server: tuple[subprocess.Popen[bytes], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATESET_API_KEY", KEY)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^curl (?:.*\\\n)*.*$", readme, re.M)
+    words = shlex.split(os.path.expandvars(command))
+    headers = dict(words[i + 1].split(": ", 1) for i, word in enumerate(words) if word == "-H")
+    (address,) = [word for word in words if word.startswith("http")]
+    response = httpx.post(
+        address.replace("http://127.0.0.1:8000", server[1]),
+        headers=headers,
+        content=words[words.index("-d") + 1],
+        timeout=60,
+    )
+    assert response.status_code == 200, response.text
+    assert response.json()["model"] == "support-agent/1"
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another(
