@@ -148,8 +148,10 @@ def test_groups_to_replace_have_no_two_different_rewards_or_no_conversation_left
 
 
 def test_with_turns_credited_a_group_whose_turns_differ_is_kept_at_equal_sums() -> None:
-    rows = rows_of([0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], [[0.0, 1.0], [1.0, 0.0], [0.5], [0.5, 0.3]])
+    turns = [[0.5, 1.0], [0.5, 0.0], [0.5], [0.5, 0.3]]
+    rows = rows_of([0.5, 0.5, 0.5, 0.5], [0, 0, 1, 1], turns)
 
     assert groups_to_replace(rows, 2, objective()) == [0, 1]
-    # turn 1 of the second group was reached once, so it is compared with nothing
+    # one turn that differs is enough; turn 1 of the second group was reached once, and compared
+    # with nothing
     assert groups_to_replace(rows, 2, objective(credit="turn")) == [1]

@@ -91,8 +91,8 @@ def test_the_longest_call_of_a_turn_is_the_length_of_its_answer() -> None:
         trajectory_id="t",
         turns=[ConversationTurn("assistant", "a"), ConversationTurn("assistant", "b")],
         samples=[
-            sample(range(3), range(3, 5)),
-            sample(range(9), range(9, 13)),
+            sample(range(3), range(3, 7)),
+            sample(range(9), range(9, 11)),
             sample(range(15), range(15, 16), turn=1),
         ],
     )
