@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-dev retrain test test-slow lint serve ui clean
+.PHONY: help setup setup-dev retrain test test-slow lint serve ui bench bench-vllm-env clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,14 @@ serve: setup ## answer OpenAI chat requests with the promoted model
 
 ui: setup ## open the MLflow and Prefect pages
 	@$(BIN)/python -m flows.ui
+
+bench: setup-dev ## measure speed and memory against TRL, vLLM and the machine (20 minutes of two quiet cores)
+	@[ -d data/base_model ] || $(BIN)/python -m tasks.fetch_base_model
+	@$(BIN)/python -m benchmarks
+
+bench-vllm-env: ## make the environment of its own that `make bench` finds vLLM in
+	@$(PYTHON) -m venv --clear benchmarks/.venv-vllm
+	@benchmarks/.venv-vllm/bin/pip install -q -r benchmarks/requirements-vllm.txt
 
 clean: ## remove caches, logs and unfinished runs (data, models, the registry and .venv stay)
 	rm -rf .stateset .prefect .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
