@@ -80,7 +80,7 @@ def gspo_loss(
 
     GSPO, Zheng et al. 2025 (arXiv:2507.18071), equations 5 to 7. The geometric mean keeps s close
     to 1, so the clips are about a thousand times tighter than a token's. A row is the sequence: all
-    that was sampled in one unbroken context.
+    that was sampled in one unbroken context. A conversation of several rows has a ratio for each.
     """
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
     return _clipped_surrogate(
@@ -132,8 +132,8 @@ def cispo_loss(
 ) -> TokenLosses:
     """-sg[clip(r, 1 - left, 1 + right)] A log pi: the weight is bounded, no token is dropped.
 
-    CISPO, MiniMax-M1, 2025 (arXiv:2506.13585), equations 4 and 5; `clip_left` None, as there, is
-    no lower bound. The loss's value has no meaning beyond its gradient.
+    CISPO, MiniMax-M1, 2025 (arXiv:2506.13585); `clip_left` None, as there, is no lower bound. The
+    loss's value has no meaning beyond its gradient.
     """
     ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp().detach()
     lowest = None if clip_left is None else 1 - clip_left
@@ -157,7 +157,7 @@ def sapo_loss(
 ) -> TokenLosses:
     """-f(r) A with f(r) = 4 / tau * sigmoid(tau (r - 1)): a gate that fades instead of a clip.
 
-    SAPO, Gao et al. 2025 (arXiv:2511.20347), equations 5 and 6. f'(1) = 1, so on-policy the
+    SAPO, Gao et al. 2025 (arXiv:2511.20347). f'(1) = 1, so on-policy the
     gradient is that of the ratio. tau is `temperature_positive` where A > 0; a higher one for the
     others damps what pushes tokens down.
     """
