@@ -18,9 +18,13 @@ from transformers import DynamicCache
 
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.policy import Policy
+from stateset_agents.training.row_pack import pack_rows
 
-# Logits of one chunk in float32: some hundred positions of a large vocabulary.
-CHUNK_BYTES = 2**26
+# Logits of one chunk, in the model's dtype: enough positions for an efficient product, and small
+# enough that the allocator keeps the memory instead of asking the system for fresh pages each time.
+_CHUNK_BYTES = 2**24
+# Logits of one piece of a chunk, in float32: what is done to each of them stays in the cache.
+_PIECE_BYTES = 2**21
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +48,15 @@ def batch_logprobs(policy: Policy, batch: TrainingBatch, *, share_prefix: bool) 
     values, gradients included, serve every row.
     """
     prefix = int(batch.shared_prefix_lengths.min()) if share_prefix else 0
-    hidden = _hidden_states(policy, batch.token_ids, prefix)
     # the state at t - 1 predicts token t; a prefix ends before the state that is needed first
     sampled = batch.loss_mask[:, prefix + 1 :]
+    if batch.token_ids.shape[1] <= policy.longest_packed_row:
+        pack = pack_rows(batch, prefix)
+        hidden = policy.packed_states(pack).index_select(0, pack.predicting)
+    else:
+        hidden = _hidden_states(policy, batch.token_ids, prefix)[:, :-1][sampled]
     logprobs, entropy = SampledLogprobs.apply(
-        hidden[:, :-1][sampled],
+        hidden,
         policy.head_weight,
         batch.token_ids[:, prefix + 1 :][sampled],
         batch.temperature,
@@ -76,18 +84,21 @@ class SampledLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         entropy = torch.empty_like(logprobs)
-        keep_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if keep_gradient else None
-        for part in _chunks(len(hidden), weight.shape[0]):
-            logits = torch.nn.functional.linear(hidden[part], weight).to(wide).div_(temperature)
-            chosen = logits.gather(1, targets[part, None]).squeeze(1)
-            log_normaliser = logits.logsumexp(dim=1)
-            logprobs[part] = chosen - log_normaliser
-            probabilities = logits.sub(log_normaliser[:, None]).exp_()
-            entropy[part] = log_normaliser - torch.linalg.vecdot(probabilities, logits)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for part in _chunks(hidden, weight):
+            logits = torch.nn.functional.linear(hidden[part], weight)
+            for piece in _pieces(logits):
+                scaled = logits[piece].to(wide, copy=True).div_(temperature)
+                probabilities = torch.softmax(scaled, dim=1)
+                # log p(i) = x(i) - log sum exp x for every i; the likeliest's p never underflows
+                log_normaliser = scaled.amax(1) - probabilities.amax(1).log()
+                chosen = scaled.gather(1, targets[part][piece, None]).squeeze(1)
+                logprobs[part][piece] = chosen - log_normaliser
+                mean = torch.linalg.vecdot(probabilities, scaled)
+                entropy[part][piece] = log_normaliser - mean
+                logits[piece] = probabilities
             if gradient is not None:
-                mean = probabilities.to(weight.dtype) @ weight
-                gradient[part] = (weight[targets[part]] - mean) / temperature
+                gradient[part] = (weight[targets[part]] - logits @ weight) / temperature
         ctx.temperature = temperature
         ctx.save_for_backward(hidden, weight, targets, gradient)
         ctx.mark_non_differentiable(entropy)
@@ -103,12 +114,15 @@ class SampledLogprobs(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_hidden, None, None, None
         grad_weight = torch.zeros_like(weight, dtype=grad.dtype)
-        for part in _chunks(len(hidden), weight.shape[0]):
-            logits = torch.nn.functional.linear(hidden[part], weight).to(grad.dtype)
-            slope = logits.div_(ctx.temperature).softmax(dim=1).neg_()
-            slope[torch.arange(len(slope)), targets[part]] += 1
-            slope *= grad[part, None] / ctx.temperature
-            grad_weight += (slope.to(weight.dtype).t() @ hidden[part]).to(grad.dtype)
+        for part in _chunks(hidden, weight):
+            logits = torch.nn.functional.linear(hidden[part], weight)
+            scale = grad[part, None] / ctx.temperature
+            for piece in _pieces(logits):
+                scaled = logits[piece].to(grad.dtype, copy=True).div_(ctx.temperature)
+                slope = torch.softmax(scaled, dim=1).mul_(-scale[piece])
+                slope.scatter_add_(1, targets[part][piece, None], scale[piece])
+                logits[piece] = slope
+            grad_weight += logits.t() @ hidden[part]
         return grad_hidden, grad_weight.to(weight.dtype), None, None
 
 
@@ -134,6 +148,16 @@ def _scatter(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     return spread.masked_scatter(loss_mask, values)
 
 
-def _chunks(count: int, vocabulary: int) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (4 * vocabulary))
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:
+    return _slices(len(hidden), _CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
+
+
+def _pieces(logits: torch.Tensor) -> list[slice]:
+    if logits.device.type != "cpu":
+        return [slice(None)]
+    return _slices(len(logits), _PIECE_BYTES // (4 * logits.shape[1]))
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    size = max(1, size)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

@@ -22,7 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.inference.rounding import round_weights
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.fused_norm import fuse_norms
 from stateset_agents.training.lora import MergedLoraLinear
+from stateset_agents.training.row_pack import PackProbe, RowPack, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +34,10 @@ class Policy:
     """A causal language model with trainable parameters in float32.
 
     `trainable` maps names to the parameters that the optimizer changes; after it did, `refresh`
-    brings the computing weights up to date. The model computes in bfloat16 if `config.bf16`, else
-    in float32, and never with its own dropout: the policy that is updated is the one that sampled.
+    brings the computing weights up to date. `longest_packed_row` tells for which rows
+    `packed_states` works, in tokens; 0 for none. The model computes in bfloat16 if `config.bf16`,
+    else in float32, and never with its own dropout: the policy that is updated is the one that
+    sampled.
     """
 
     def __init__(self, model: PreTrainedModel, config: TrainingConfig) -> None:
@@ -51,6 +55,8 @@ class Policy:
         self._use_frozen_copy = False
         self.peft_model: Any = None
         self._check_head()
+        fuse_norms(self.model)
+        self.longest_packed_row = self._longest_packed_row()
         self.trainable: dict[str, torch.nn.Parameter]
         if config.use_lora:
             self.trainable = self._add_adapter(config)
@@ -77,6 +83,17 @@ class Policy:
         """`(V, D)`: logits are hidden states times this, transposed."""
         weight: torch.Tensor = self._computing_model.get_output_embeddings().weight
         return weight
+
+    def packed_states(self, pack: RowPack) -> torch.Tensor:
+        """Hidden states `(N, D)` of the N tokens of rows of at most `longest_packed_row`."""
+        with packed_attention(self._computing_model):
+            states: torch.Tensor = self.backbone(
+                input_ids=pack.token_ids[None],
+                position_ids=pack.positions[None],
+                use_cache=False,
+                row_pack=pack,
+            )[0]
+        return states[0]
 
     @property
     def has_reference(self) -> bool:
@@ -216,6 +233,22 @@ class Policy:
 
             parameter.register_post_accumulate_grad_hook(hand_over)
         return dict(self._masters)
+
+    @torch.no_grad()
+    def _longest_packed_row(self) -> int:
+        """Rows are packed on a processor, and if every layer's attention can be replaced. A GPU has
+        better kernels for rows side by side.
+        """
+        if self.device.type != "cpu" or not self.model._supports_attention_backend:
+            return 0
+        probe = PackProbe()
+        token = torch.zeros(1, 1, dtype=torch.int64)
+        with packed_attention(self.model):
+            self.model.base_model(
+                input_ids=token, position_ids=token, use_cache=False, row_pack=probe
+            )
+        every_layer = probe.layers == self.model.config.num_hidden_layers
+        return probe.window if every_layer and not probe.unsupported else 0
 
     @torch.no_grad()
     def _check_head(self) -> None:
