@@ -209,7 +209,7 @@ def run_in_process(folder: Path, work: Path, settings: dict[str, Any], kill: Mom
     A run that comes to its end leaves its weights, see `finished_weights`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "stateset_agents.inference.transformers_engine"])
     began = context.Event()
     point = kill if isinstance(kill, tuple) else None
     process = context.Process(target=_child, args=(folder, work, settings, point, began))
