@@ -65,6 +65,15 @@ class Trainer:
     The trainer has the model twice: the policy that is updated, and the engine's copy that speaks,
     which gets the new weights after every step. The agent that was passed in is the trained one.
 
+    What goes wrong in a part of a step costs that part and is counted. A conversation that failed
+    (`rollout/failed`), or whose reward is NaN or infinite (`reward/nonfinite`), is left out, of the
+    baseline too. One that is empty, its stop token sampled at once, trains on that token; one in
+    which nothing was sampled has no row (`rows/empty_trajectories`). What lies beyond
+    `max_completion_length` is not trained on (`rows/cut_tokens`). Where the baseline is the
+    group's, equal rewards teach nothing (`reward/groups_without_spread`); a step without a row that
+    teaches leaves weights and optimizer alone (`rows/trained` is 0 and there are no `policy/...`).
+    Where nothing at all is left, training ends: see `train`.
+
     Attributes:
         step: batches of conversations done, `total_steps` in all.
         groups: those of the last step, with rewards.
