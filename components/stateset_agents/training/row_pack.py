@@ -5,10 +5,10 @@ Owns the layout, and attention over it: a token sees the prefix and what precede
 Everything else in a transformer works on each token by itself and needs to know nothing of it, so
 a layer's matrix products are as large as the micro-batch and no position is computed twice.
 
-Scores are computed by block of queries with plain bfloat16 products, which on processors cost
-about a third of torch's fused attention in the forward pass and a fifth in the backward pass. What
-the backward pass needs of them is computed again there: kept, they would grow with the square of a
-row's length.
+Scores are computed by block of queries with plain products in the model's dtype. In bfloat16 on a
+processor these cost less than half of torch's fused attention in the forward pass and about a
+quarter in the backward pass. What the backward pass needs of them is computed again there: kept,
+they would grow with the square of a row's length.
 
 Notation: N packed tokens, S sampled tokens, P prefix tokens, K key-value heads, Q query heads for
 each, T tokens of a block, L keys that a block sees, E head width.
