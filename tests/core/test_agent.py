@@ -81,6 +81,12 @@ async def test_stub_settings_that_contradict_each_other_are_both_named() -> None
     assert "stub_responses" in caught.value.problems[1]
 
 
+async def test_the_vllm_engine_chooses_its_own_device() -> None:
+    agent = MultiTurnAgent(AgentConfig(model_name="folder", engine="vllm", device_map="cuda:1"))
+    with pytest.raises(ConfigurationError, match="device_map is 'cuda:1', but vLLM computes"):
+        await agent.initialize()
+
+
 async def test_an_agent_that_was_not_initialized_says_what_to_call() -> None:
     agent = MultiTurnAgent(AgentConfig(model_name="folder"))
     with pytest.raises(ConfigurationError, match=r"await agent\.initialize\(\)"):

@@ -74,6 +74,8 @@ class AgentConfig(GenerationSettings):
     """A folder with a model and its tokenizer; with `use_stub_model`, any name."""
     device_map: str = "auto"
     """Where the model runs: "cpu", "cuda", "cuda:1". auto: the first CUDA device, else the CPU."""
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes: transformers in this process, or vLLM in its own (docs/engines.md)."""
     seed: int | None = Field(default=None, ge=0)
     """Of answers outside an episode; an episode has its own. None: a new one for each answer."""
     use_stub_model: bool = False
@@ -333,8 +335,17 @@ def _make_engine(config: AgentConfig) -> Engine:
         problems.append(
             "stub_responses are given, but use_stub_model is False; set it, or drop them"
         )
+    if config.engine == "vllm" and config.device_map != "auto":
+        problems.append(
+            f"device_map is {config.device_map!r}, but vLLM computes on the device that it was "
+            "built for; leave device_map at auto"
+        )
     if problems:
         raise ConfigurationError(problems)
+    if config.engine == "vllm":
+        from stateset_agents.inference.vllm_engine import VLLMEngine
+
+        return VLLMEngine(config.model_name, dtype=config.torch_dtype)
 
     import torch
 

@@ -71,7 +71,7 @@ def load_model(
 
     folder = Path(folder)
     _check_folder(folder, "config.json")
-    _check_weights(folder)
+    check_weights_files(folder)
     chosen = resolve_dtype(dtype, device)
     try:
         with _no_progress_bar():
@@ -146,7 +146,7 @@ def _check_folder(folder: Path, *files: str) -> None:
             )
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights_files(folder: Path) -> None:
     """Read every weight file's header: a truncated one is named before anything is loaded."""
     from safetensors import SafetensorError, safe_open
 
