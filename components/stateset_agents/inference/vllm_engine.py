@@ -78,6 +78,8 @@ class VLLMEngine:
         self._numbers = itertools.count()
         self._asking: set[asyncio.Task[Any]] = set()
         self._cached_tokens = 0
+        self._renewing = asyncio.Lock()
+        self._tainted = False  # a NaN may lie in vLLM's blocks
         self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
@@ -198,12 +200,14 @@ class VLLMEngine:
         task = asyncio.current_task()
         assert task is not None
         self._asking.add(task)
-        outputs = self._llm.generate(
-            tokens_input(list(request.prompt_token_ids)),
-            self._params(request.sampling),
-            request_id=f"request-{next(self._numbers)}",
-        )
         try:
+            if self._tainted:
+                await self._renew(None)
+            outputs = self._llm.generate(
+                tokens_input(list(request.prompt_token_ids)),
+                self._params(request.sampling),
+                request_id=f"request-{next(self._numbers)}",
+            )
             (output,) = [output async for output in outputs]  # one, when it has ended
         except asyncio.CancelledError:
             if self._closed:
@@ -240,6 +244,7 @@ class VLLMEngine:
         token_ids = tuple(int(token) for token in answer.token_ids)
         logprobs = tuple(min(float(value), 0.0) for value in answer.logprobs.logprobs)
         if not all(math.isfinite(value) for value in logprobs):
+            self._tainted = True
             raise EngineError(
                 "The model's logits are not finite. Its weights hold NaN or infinity, or its "
                 "number format is too narrow; try dtype float32."
@@ -250,17 +255,25 @@ class VLLMEngine:
         )
 
     async def _renew(self, folder: Path | None) -> None:
-        await self._llm.pause_generation(mode="keep", clear_cache=False)
-        if folder is not None:
-            await self._llm.collective_rpc("take_weights_from", args=(str(folder),))
-        await self._llm.reset_prefix_cache(reset_running_requests=True)
-        await self._llm.resume_generation()
+        """Take the weights in `folder`, if any, and forget every key and value."""
+        async with self._renewing:
+            await self._llm.pause_generation(mode="keep", clear_cache=False)
+            try:
+                if folder is not None:
+                    await self._llm.collective_rpc("take_weights_from", args=(str(folder),))
+                if self._tainted:
+                    await self._llm.collective_rpc("empty_caches")
+                    self._tainted = False
+                await self._llm.reset_prefix_cache(reset_running_requests=True)
+            finally:
+                await self._llm.resume_generation()
 
     async def _stop(self) -> None:
         asking = list(self._asking)
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
         self._llm.shutdown(timeout=_SHUTDOWN_SECONDS)
         self._llm = None  # it would shut down once more when it is collected
 

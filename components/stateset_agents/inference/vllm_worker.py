@@ -49,6 +49,16 @@ class WorkerExtension:
             if isinstance(method, UnquantizedEmbeddingMethod):
                 method.process_weights_after_loading(layer)
 
+    def empty_caches(self) -> None:
+        """Fill every block of keys and values with zeros.
+
+        vLLM hands blocks on as they are, and masked values are multiplied by 0: a NaN that was left
+        in one would reach whoever gets it next.
+        """
+        for cache in self.model_runner.kv_caches:
+            for tensor in cache if isinstance(cache, list) else [cache]:
+                tensor.zero_()
+
 
 def _whole_vocabulary_sampler(sampler: Any) -> Any:
     """A sampler that draws as `sampler` does.

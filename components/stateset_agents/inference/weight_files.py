@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ class WeightFiles:
 
         check_weights_files(model)
         self._parent = parent or (_MEMORY if _MEMORY.is_dir() else None)
-        self._written: Path | None = None
+        # A finalizer, so that memory is given back when the process ends without `delete`.
+        self._delete_written: Callable[[], object] | None = None
         self._homes: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in sorted(model.glob("*.safetensors")):
@@ -60,17 +62,21 @@ class WeightFiles:
         for name in self._homes.keys() - tensors.keys():
             tensors[name] = self._read(name)
         folder = Path(tempfile.mkdtemp(prefix="stateset-weights-", dir=self._parent))
-        save_file(tensors, folder / "model.safetensors")
+        delete_folder = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        try:
+            save_file(tensors, folder / "model.safetensors")
+        except BaseException:  # no room, for example
+            delete_folder()
+            raise
         self.delete()
-        self._written = folder
+        self._delete_written = delete_folder
         self._homes = dict.fromkeys(tensors, folder / "model.safetensors")
         return folder
 
     def delete(self) -> None:
         """Delete what was written last; doing so twice is fine."""
-        if self._written is not None:
-            shutil.rmtree(self._written, ignore_errors=True)
-            self._written = None
+        if self._delete_written is not None:
+            self._delete_written()
 
     def _read(self, name: str) -> Tensor:
         from safetensors import safe_open
