@@ -61,6 +61,18 @@ def find_repository() -> Path:
     )
 
 
+def explain_no_server() -> str:
+    """What to say when Prefect's temporary server does not answer in time."""
+    from prefect.settings import get_current_settings
+
+    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
+    return (
+        f"Prefect's temporary server did not start within {seconds:g} s; start again when the "
+        "machine is less busy, allow more (PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS), name "
+        "a server that runs (PREFECT_API_URL), or use none: dvc repro. Nothing was changed"
+    )
+
+
 def prefect_pages() -> str:
     """Where Prefect's pages are: on the server that is set, else where `make ui` puts them."""
     from prefect.settings import get_current_settings

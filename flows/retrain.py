@@ -126,6 +126,11 @@ def main() -> int:
     except StateSetError as error:
         entry.print_error(error)
         return 1
+    except RuntimeError as error:  # Prefect has no class of its own for it
+        if "ephemeral Prefect API server" not in str(error):
+            raise
+        entry.print_error(environment.explain_no_server())
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -235,3 +235,19 @@ def test_quieten_leaves_what_a_person_has_set(monkeypatch: pytest.MonkeyPatch) -
     entry.quieten()
     assert os.environ["DO_NOT_TRACK"] == "0"
     assert os.environ["DVC_NO_ANALYTICS"] == "true"
+
+
+def test_a_temporary_server_that_does_not_start_in_time_is_one_clear_message(
+    checkout: Path,
+) -> None:
+    done = project.run(
+        checkout,
+        "-m",
+        "flows.retrain",
+        PYTHONPATH=os.pathsep.join([str(project.ROOT), str(project.ROOT / "components")]),
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1",
+        PREFECT_HOME=str(checkout / "prefect"),
+    )
+    assert done.returncode == 1
+    assert "error: Prefect's temporary server did not start within 1 s" in done.stdout
+    assert "Traceback" not in done.stdout
