@@ -61,6 +61,19 @@ def _remove_unfinished(root: Path) -> None:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file name this one: writing to an open file does
+    not know what it is called.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def in_place(folder: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well, else vanishes.
 
@@ -72,7 +85,8 @@ def in_place(folder: Path) -> Iterator[Path]:
         unfinished = Path(temporary) / "new"
         unfinished.mkdir()
         try:
-            yield unfinished
+            with naming(folder):
+                yield unfinished
         except SafetensorError as error:  # its own kind of what Python calls an OSError
             raise PipelineError(
                 f"{folder} could not be written: {error}; make room and start again: what was "

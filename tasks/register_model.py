@@ -19,6 +19,7 @@ from stateset_agents.tracking.lineage import collect_lineage, fingerprint
 from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, run_tags, start_run
 from stateset_agents.tracking.registry import register_version
 from tasks import entry, paths
+from tasks.folders import naming
 
 FIGURES = paths.EVALUATION_REPORT / "metrics.json"
 
@@ -71,8 +72,12 @@ def write_result(path: Path, values: Mapping[str, Any]) -> None:
     """Write a step's result as JSON; the file is the old one or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     text = json.dumps(values, indent=2, ensure_ascii=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with naming(path):
+            temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_figures() -> dict[str, Any]:

@@ -34,6 +34,7 @@ from stateset_agents.exceptions import DataError
 from stateset_agents.run_config import RunConfig
 from tasks import entry, paths
 from tasks.expectations import Expectation, Table, Verdict, temporary_folder, validate
+from tasks.folders import naming
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +48,7 @@ LocatedPairs = list[tuple[str, PreferencePair]]
 def run(config: RunConfig) -> None:
     """Read, check, report, and put the parts in place, or fail and put none."""
     settings = config.scenarios
-    with temporary_folder(paths.VALIDATED) as work:
+    with naming(paths.VALIDATED), temporary_folder(paths.VALIDATED) as work:
         scenarios, learned_from, measured_with = _read_all(settings, Path(work))
         docs = Path(work) / "report"
         tables = [

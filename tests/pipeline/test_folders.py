@@ -80,3 +80,33 @@ def test_what_another_step_is_writing_stays(tmp_path: Path) -> None:
         folders.at_work(tmp_path),
     ):
         assert folder.is_dir()
+
+
+FILL_THE_DISK_WITH_A_RESULT = """
+import resource, signal, sys
+from pathlib import Path
+from tasks.register_model import write_result
+
+path = Path(sys.argv[1]) / "promotion.json"
+write_result(path, {"promoted": True})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    write_result(path, {"promoted": False, "reasons": ["not better"]})
+except OSError as error:
+    print(error)
+print(sorted(path.name for path in Path(sys.argv[1]).iterdir()), path.read_text())
+"""
+
+
+def test_a_result_that_does_not_fit_the_disk_is_named_and_the_old_one_stays(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK_WITH_A_RESULT, str(tmp_path)],
+        cwd=project.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, left = done.stdout.split("\n", 1)
+    assert message == f"[Errno 27] File too large: '{tmp_path / 'promotion.json'}'"
+    assert left == "['promotion.json'] " + '{\n  "promoted": true\n}\n\n'

