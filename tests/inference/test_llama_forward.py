@@ -17,13 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from stateset_agents.inference.attention import Row, plan_attention
+from stateset_agents.inference.attention import ATTENTION_NAME, Row, plan_attention
 from stateset_agents.inference.engine import (
     GenerationRequest,
     GenerationResult,
     SamplingParams,
 )
-from stateset_agents.inference.forward import ModuleForward, forward_of
+from stateset_agents.inference.forward import Forward, ModuleForward, forward_of
 from stateset_agents.inference.llama_forward import LlamaForward
 from stateset_agents.inference.loading import load_model, load_tokenizer
 from stateset_agents.inference.slot_cache import LayerShape, SlotCache
@@ -69,7 +69,7 @@ def model_of(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> Ll
     return model.eval()
 
 
-def logits_of(forward: LlamaForward, model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+def logits_of(forward: Forward, model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
     """Of every position: a piece of 21 tokens, then the rest one by one."""
     first = model.model.layers[0].self_attn
     shape = LayerShape(model.config.num_key_value_heads, first.head_dim, first.head_dim)
@@ -97,6 +97,17 @@ def test_logits_are_those_of_transformers_own_forward(name: str) -> None:
         expected = model(torch.tensor([ids])).logits[0]
     assert LlamaForward.serves(model)
     got = logits_of(LlamaForward(model, pack_weights=False), model, ids)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_module_with_our_attention_inside_gives_the_same_logits(name: str) -> None:
+    model = model_of(CONFIGS[name])
+    ids = torch.randint(0, 97, (30,), generator=torch.Generator().manual_seed(2)).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0]
+    model.set_attn_implementation(ATTENTION_NAME)
+    got = logits_of(ModuleForward(model, pack_weights=False), model, ids)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
