@@ -30,7 +30,6 @@ PREFERENCES = Path(__file__).parent / "preferences"
 PARTS = {"train": ("train", 18), "heldout": ("validation", 18)}
 EACH_FOURTH = 4
 LONGEST_CHOSEN = 42  # words
-QUOTE_SHARE = 0.4  # of the good answers are a line of the policy, where one answers
 EXTRA_SHARE = 0.2  # of the good answers carry another fact
 SCENES_A_KIND = 12  # a flaw that fits none of so many conversations is left out
 
@@ -180,12 +179,8 @@ def row(scene: Scene, pair: tuple[str, str], name: str, part: str, flaw: str) ->
 
 
 def good_answer(scene: Scene) -> str | None:
-    """A written answer or the line of the policy that says it, at times with one more fact. It
-    carries no padding.
-    """
+    """A written answer, alone or with one more fact of the policy. It carries no padding."""
     core = scene.rng.choice(scene.moment.reply).format(**scene.slots)
-    if scene.rng.random() < QUOTE_SHARE:
-        core = quoted_fact(scene) or core
     after = ""
     if scene.moment.name != "thx" and scene.rng.random() < EXTRA_SHARE:
         after = another_fact(scene, core)
@@ -193,18 +188,6 @@ def good_answer(scene: Scene) -> str | None:
     if len(answer.split()) > LONGEST_CHOSEN or not scene.is_good(answer):
         return core if scene.is_good(core) else None
     return answer
-
-
-def quoted_fact(scene: Scene) -> str | None:
-    """What is asked for in the policy's own words, with a sorry or thanks where one is due: what a
-    small model can do is find the line, and a line that it finds it says rightly.
-    """
-    lines = [line for line in scene.intent.policy if ";" not in line]
-    for start in ("", "I am sorry. ", "Thank you. "):
-        fitting = [f"{start}{line}" for line in lines if scene.is_good(f"{start}{line}")]
-        if fitting:
-            return scene.rng.choice(fitting)
-    return None
 
 
 def another_fact(scene: Scene, core: str) -> str:
