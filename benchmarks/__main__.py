@@ -16,6 +16,7 @@ from benchmarks.run import Run
 # In the order in which they run; the first is what people ask about first.
 BENCHMARKS = {
     "trl": "benchmarks.versus_trl",
+    "memory": "benchmarks.memory",
     "limits": "benchmarks.limits",
     "rollout": "benchmarks.rollouts",
     "scaling": "benchmarks.scaling",

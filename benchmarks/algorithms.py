@@ -38,7 +38,7 @@ def run(settings: Run) -> list[Case]:
             training = _training(name)
             plans[name] = Plan("benchmarks.our_step", {**common, "training": training})
         case = Case(f"{_REFERENCE} and {', '.join(part)}")
-        measure(case, plans, warmup=0 if settings.quick else 1, steps=1 if settings.quick else 3)
+        measure(case, plans, warmup=0 if settings.quick else 1, steps=1 if settings.quick else 2)
         cases.append(case)
     return cases
 

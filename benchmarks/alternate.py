@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.processes import Side
-from benchmarks.results import Case
+from benchmarks.results import OURS, Case
 
 
 @dataclass(frozen=True)
@@ -18,40 +19,54 @@ class Plan:
     Attributes:
         module: as in `python -m MODULE`.
         settings: given to it.
-        python: the interpreter, None for this one.
+        python: the interpreter.
+        environment: variables that it is started with, beside this process's.
         missing: why this side cannot run here, None if it can.
     """
 
     module: str
     settings: dict[str, Any] = field(default_factory=dict)
-    python: str | None = None
+    python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
     missing: str | None = None
 
 
 def measure(case: Case, plans: Mapping[str, Plan], *, warmup: int, steps: int) -> Case:
     """Fill the case: A B A B ..., `warmup` rounds that do not count, then `steps` that do.
 
+    A side of others whose process ends is left out from then on, and the case says why: it does not
+    take the rest with it.
+
     Raises:
-        RuntimeError: a side's process ended.
+        RuntimeError: our own process ended.
     """
     case.settings |= {side: plan.settings for side, plan in plans.items()}
     case.settings |= {"warmup": warmup, "steps": steps}
     case.skipped |= {side: plan.missing for side, plan in plans.items() if plan.missing}
     with ExitStack() as running:
-        sides = {
-            name: running.enter_context(_start(plan))
-            for name, plan in plans.items()
-            if not plan.missing
-        }
+        sides: dict[str, Side] = {}
+        for name in [name for name, plan in plans.items() if not plan.missing]:
+            with _left_out_on_failure(case, name):
+                sides[name] = running.enter_context(_start(plans[name]))
         for round_number in range(warmup + steps):
-            for name, side in sides.items():
-                sample = side.step()
-                if round_number >= warmup:
-                    case.samples.setdefault(name, []).append(sample)
+            for name in [name for name in sides if name not in case.skipped]:
+                with _left_out_on_failure(case, name):
+                    sample = sides[name].step()
+                    if round_number >= warmup:
+                        case.samples.setdefault(name, []).append(sample)
     return case
 
 
 def _start(plan: Plan) -> Side:
-    if plan.python is None:
-        return Side(plan.module, plan.settings)
-    return Side(plan.module, plan.settings, python=plan.python)
+    return Side(plan.module, plan.settings, python=plan.python, environment=plan.environment)
+
+
+@contextmanager
+def _left_out_on_failure(case: Case, name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if name.startswith(OURS):
+            raise
+        case.skipped[name] = str(error).strip().splitlines()[-1]
+        case.samples.pop(name, None)

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.batches import random_batch
 from benchmarks.counting import ModelSizes, decode_bytes, sizes_of, update_flops
-from benchmarks.decode_profile import seconds_by_kind
 from benchmarks.our_rollout import converse
 from benchmarks.processes import Requests
+from benchmarks.profiles import seconds_by_kind
 from benchmarks.workloads import EndlessTokenizer, Workload, opening, scenarios
 from stateset_agents.inference.loading import load_model, load_tokenizer
 from stateset_agents.inference.transformers_engine import TransformersEngine
@@ -82,6 +82,12 @@ class Decoder:
         """Of one decoding step of all rows."""
         return (self.play(_MANY) - self.play(_FEW)) / (_MANY - _FEW)
 
+    def seconds_by_kind(self) -> dict[str, float]:
+        """Of such a step, in matrix products and in attention."""
+        many = seconds_by_kind(lambda: self.play(_MANY))
+        few = seconds_by_kind(lambda: self.play(_FEW))
+        return {kind: (many[kind] - few[kind]) / (_MANY - _FEW) for kind in many}
+
     def bytes_per_step(self, sizes: ModelSizes) -> float:
         """Bytes that such a step has to read, at its mean length."""
         return decode_bytes(sizes, self.workload, own_tokens=(_FEW + _MANY) / 2)
@@ -114,16 +120,16 @@ def main() -> None:
         use_lora=True, learning_rate=1e-6, kl_sample_rows=0, bf16=dtype is torch.bfloat16
     )
     learner = make_learner(Policy(model, config), config)
-    batch = random_batch(workload, vocabulary)
+    train = partial(train_step, learner, random_batch(workload, vocabulary), rate=1e-6)
     decoder = Decoder(settings["folder"], workload)
     flops, moved = update_flops(sizes, workload), decoder.bytes_per_step(sizes)
     requests.answer({"update_flops": flops, "decode_bytes": moved, "dtype": str(dtype)})
     while requests.wait() is not None:
         product = best_product(dtype, device, sizes=(256,) if quick else (1024, 2048, 3072))
-        update = _seconds(lambda: train_step(learner, batch, rate=1e-6), device)
+        update = _seconds(train, device)
         bandwidth = memory_bandwidth(device, megabytes=16 if quick else 512)
         step = decoder.step_seconds()
-        kinds = seconds_by_kind(decoder.play, few=_FEW, many=_MANY)
+        in_update, in_decoding = seconds_by_kind(train), decoder.seconds_by_kind()
         requests.answer(
             {
                 "update": update,
@@ -132,8 +138,10 @@ def main() -> None:
                 "memory_bytes_per_second": bandwidth,
                 "decode_step_seconds": step,
                 "decode_bytes_per_second": moved / step,
-                "decode_product_seconds": kinds["product"],
-                "decode_attention_seconds": kinds["attention"],
+                "decode_product_seconds": in_decoding["product"],
+                "decode_attention_seconds": in_decoding["attention"],
+                "update_product_seconds": in_update["product"],
+                "update_attention_seconds": in_update["attention"],
             }
         )
 

@@ -42,19 +42,27 @@ def _case(settings: Run, workload: Workload) -> Case:
 
 
 def shares(medians: dict[str, float]) -> dict[str, Any]:
-    """What of each limit is reached, and the parts of a decoding step in milliseconds."""
+    """What of each limit is reached, and the parts of an update and of a decoding step."""
     return {
         "update's FLOP/s over the best product's": _ratio(medians, _OF_THE_UPDATE),
         "decoding's bytes/s over the memory bandwidth": _ratio(medians, _OF_DECODING),
-        "ms of a decoding step": 1e3 * medians["decode_step_seconds"],
-        "ms of it in matrix products": 1e3 * medians["decode_product_seconds"],
-        "ms of it in attention": 1e3 * medians["decode_attention_seconds"],
-        "ms of it elsewhere": 1e3
-        * (
-            medians["decode_step_seconds"]
-            - medians["decode_product_seconds"]
-            - medians["decode_attention_seconds"]
-        ),
+        **_parts("s of an update", medians, "update", "update", unit=1.0),
+        **_parts("ms of a decoding step", medians, "decode", "decode_step_seconds", unit=1e3),
+    }
+
+
+def _parts(
+    head: str, medians: dict[str, float], prefix: str, whole: str, *, unit: float
+) -> dict[str, float]:
+    product, attention = (
+        unit * medians[f"{prefix}_{kind}_seconds"] for kind in ("product", "attention")
+    )
+    total = unit * medians[whole]
+    return {
+        head: total,
+        f"{head} in matrix products": product,
+        f"{head} in attention": attention,
+        f"{head} elsewhere": total - product - attention,
     }
 
 

@@ -30,9 +30,16 @@ class Side:
     """
 
     def __init__(
-        self, module: str, settings: Mapping[str, Any], *, python: str = sys.executable
+        self,
+        module: str,
+        settings: Mapping[str, Any],
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start the child; it answers once when it is ready, see `ready`."""
+        """Start the child, with `environment` beside this process's; it answers once when it is
+        ready, see `ready`.
+        """
         self.module = module
         self._errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - close() closes it
         self._child = subprocess.Popen(
@@ -42,7 +49,7 @@ class Side:
             stderr=self._errors,
             text=True,
             cwd=Path(__file__).parents[1],
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
         )
         try:
             self.ready = self._read()

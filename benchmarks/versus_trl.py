@@ -27,6 +27,8 @@ _CHECKED = (
 
 # What TRL was fastest with, among what `docs/performance.md` lists: rows in one forward pass.
 _MICRO_BATCH_ROWS = {SINGLE_TURN.name: 16, MULTI_TURN.name: 16, PREFIX_HEAVY.name: 4}
+# A step of TRL takes a minute or more; the ones of many turns most.
+_STEPS = {SINGLE_TURN.name: 3, MULTI_TURN.name: 2, PREFIX_HEAVY.name: 3}
 
 
 def trl_settings(workload: Workload) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def _case(settings: Run, workload: Workload) -> Case:
             "trl": Plan("benchmarks.trl_step", {**common, "trl": trl}, missing=missing),
         },
         warmup=0 if settings.quick else 1,
-        steps=1 if settings.quick else 3,
+        steps=1 if settings.quick else _STEPS[workload.name],
     )
     if missing is None:
         with Side("benchmarks.agreement", {**common, "trl": trl}) as both:

@@ -7,7 +7,6 @@ A child of `processes.Side`. Settings: `folder`, `answer_tokens`, `dtype`, and t
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -18,11 +17,6 @@ def main() -> None:
     """Play the rollout each time it is asked for."""
     requests = Requests()
     settings = requests.settings()
-    # before vllm is imported: compute in this process, on every core
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores)
     from vllm import LLM, SamplingParams
 
     longest = len(settings["prompts"][0]) + sum(map(len, settings["between"][0]))
@@ -33,11 +27,16 @@ def main() -> None:
         enable_prefix_caching=True,
         max_model_len=longest + 64,
         max_num_seqs=len(settings["prompts"]),
+        block_size=32,  # its prefix cache holds whole blocks: 128 would miss most of a short turn
         **settings.get("engine", {}),
     )
     # the sampled token's log-prob, which training needs, is asked for
     params = SamplingParams(
-        max_tokens=settings["answer_tokens"], temperature=1.0, ignore_eos=True, logprobs=0
+        max_tokens=settings["answer_tokens"],
+        temperature=1.0,
+        ignore_eos=True,
+        logprobs=0,
+        detokenize=False,
     )
     requests.answer({})
     while requests.wait() is not None:

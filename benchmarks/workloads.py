@@ -75,7 +75,7 @@ class Workload:
 
 SINGLE_TURN = Workload("single_turn", prompt_tokens=286, turns=1, answer_tokens=96)
 MULTI_TURN = Workload("multi_turn", prompt_tokens=256, turns=4, answer_tokens=24, user_tokens=24)
-PREFIX_HEAVY = Workload("prefix_heavy", prompt_tokens=1024, turns=1, answer_tokens=32)
+PREFIX_HEAVY = Workload("prefix_heavy", prompt_tokens=1024, turns=1, answer_tokens=32, rows=8)
 STEP_WORKLOADS = (SINGLE_TURN, MULTI_TURN, PREFIX_HEAVY)
 
 
