@@ -46,7 +46,7 @@ serve: setup ## answer OpenAI chat requests with the promoted model
 ui: setup ## open the MLflow and Prefect pages
 	@$(BIN)/python -m flows.ui
 
-bench: setup-dev ## measure speed and memory against TRL, vLLM and the machine (20 minutes of two quiet cores)
+bench: setup-dev ## measure speed and memory against TRL, vLLM and the machine (25 minutes of two quiet cores)
 	@[ -d data/base_model ] || $(BIN)/python -m tasks.fetch_base_model
 	@$(BIN)/python -m benchmarks
 

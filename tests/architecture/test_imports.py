@@ -76,6 +76,7 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
         "TrainingConfig",
         "TrajectoryGroup",
         "reward_function",
+        "train",
     ]
     for name in package.__all__:
         assert getattr(package, name).__name__ == name

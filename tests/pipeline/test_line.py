@@ -7,7 +7,9 @@ One file, because one file stays on one worker of pytest-xdist: the line's first
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -193,12 +195,18 @@ def _process(folder: Path, log: str, api: str, *arguments: str) -> Iterator[None
             env=project.environment(folder, PREFECT_API_URL=api),
             stdout=file,
             stderr=file,
+            start_new_session=True,
         )
         try:
             yield
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                # how fast Prefect's own processes end on a busy machine is not what is tested
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _wait(what: str, is_done: Callable[[], bool], log: Path) -> None:
