@@ -257,7 +257,7 @@ def _copy_folder(source: ModelSource, model: Path) -> None:
 
 def _download_from_hub(source: ModelSource, model: Path) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -267,7 +267,7 @@ def _download_from_hub(source: ModelSource, model: Path) -> None:
         RevisionNotFoundError,
     )
 
-    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     where = f"base model {source.text}"
     try:
         folder = snapshot_download(
