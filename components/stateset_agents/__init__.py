@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         MultiTurnTrajectory,
         TrajectoryGroup,
     )
+    from stateset_agents.core.value_function import ValueFunction
     from stateset_agents.exceptions import StateSetError
     from stateset_agents.training.config import TrainingConfig
     from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
@@ -57,6 +58,7 @@ _HOMES = {
     "TaskCompletionReward": "core.reward",
     "TrainingConfig": "training.config",
     "TrajectoryGroup": "core.trajectory",
+    "ValueFunction": "core.value_function",
     "reward_function": "core.reward",
     "train": "training.train",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "TaskCompletionReward",
     "TrainingConfig",
     "TrajectoryGroup",
+    "ValueFunction",
     "reward_function",
     "train",
 ]

@@ -75,6 +75,7 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
         "TaskCompletionReward",
         "TrainingConfig",
         "TrajectoryGroup",
+        "ValueFunction",
         "reward_function",
         "train",
     ]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from stateset_agents.core.value_estimates import generalized_advantages, whitened
 from stateset_agents.training.pair_losses import PairLogprobs, pair_loss
 from stateset_agents.training.reward_model import bradley_terry_loss
-from stateset_agents.training.value_estimates import generalized_advantages, whitened
 from tests.oracles.reference_values import load_reference
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from stateset_agents.training.value_estimates import generalized_advantages, whitened
+from stateset_agents.core.value_estimates import generalized_advantages, whitened
 
 
 def test_what_the_environment_says_between_two_answers_takes_no_discount() -> None:
