@@ -62,6 +62,8 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
         "ConcisenessReward",
         "ConversationEnvironment",
         "ConversationTurn",
+        "CorrectnessReward",
+        "EngagementReward",
         "Environment",
         "EnvironmentState",
         "HelpfulnessReward",

@@ -12,6 +12,8 @@ from stateset_agents.core.reward.base import (
 )
 from stateset_agents.core.reward.composite import CompositeReward
 from stateset_agents.core.reward.conciseness import ConcisenessReward
+from stateset_agents.core.reward.correctness import CorrectnessReward
+from stateset_agents.core.reward.engagement import EngagementReward
 from stateset_agents.core.reward.helpfulness import HelpfulnessReward
 from stateset_agents.core.reward.safety import SafetyReward
 from stateset_agents.core.reward.task_completion import TaskCompletionReward
@@ -19,6 +21,8 @@ from stateset_agents.core.reward.task_completion import TaskCompletionReward
 __all__ = [
     "CompositeReward",
     "ConcisenessReward",
+    "CorrectnessReward",
+    "EngagementReward",
     "HelpfulnessReward",
     "RewardFunction",
     "RewardResult",

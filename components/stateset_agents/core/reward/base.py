@@ -32,6 +32,7 @@ class RewardResult:
 # package sets: "scenario" (the whole scenario as a dict), "rubric" (core.rubric.Rubric or None),
 # "truncated" (list[bool], one per assistant turn: the answer hit max_new_tokens),
 # "group" (list of the other conversations' turns in the same group, may be absent).
+# A user's own key that this package reads: "truth" (see `CorrectnessReward`).
 Scorable = tuple[Sequence[ConversationTurn], dict[str, Any]]
 
 RewardCallable = Callable[..., "RewardResult | float | Awaitable[RewardResult | float]"]
@@ -74,7 +75,9 @@ class RewardFunction(ABC):
         for position, (turns, context) in enumerate(conversations):
             where = f"conversation {position + 1} of {len(conversations)}"
             try:
-                given = await self.compute_reward(turns, context)
+                given: Any = self.compute_reward(turns, context)
+                if inspect.isawaitable(given):
+                    given = await given
             except StateSetError:
                 raise
             except Exception as error:
@@ -102,6 +105,13 @@ class FunctionReward(RewardFunction):
         super().__init__(weight=weight, name=name)
         self._function = function
         self.__doc__ = function.__doc__
+        self._check_signature()
+
+    def __call__(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> RewardResult | float | Awaitable[RewardResult | float]:
+        """Call the function as it was written; one that is asynchronous is to be awaited."""
+        return self._function(turns, context=context)
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
@@ -110,6 +120,19 @@ class FunctionReward(RewardFunction):
         given = self._function(turns, context=context)
         return await given if inspect.isawaitable(given) else given
 
+    def _check_signature(self) -> None:
+        try:
+            signature = inspect.signature(self._function)
+        except (TypeError, ValueError):  # some callables written in C tell nothing
+            return
+        try:
+            signature.bind([], context=None)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"the reward function {self.name!r} takes {signature}; it is called with "
+                f"(turns, context=...): {error}. Write `def {self.name}(turns, context=None)`"
+            ) from error
+
 
 def reward_function(
     weight: float = 1.0, name: str | None = None
@@ -117,6 +140,10 @@ def reward_function(
     """Make a reward from a function `(turns, context=None)`, synchronous or asynchronous.
 
     The function returns a number or a `RewardResult`. `name` is the function's own by default.
+
+    Raises:
+        ConfigurationError: used without parentheses, a weight that is negative or not finite, or a
+            function that cannot be called with (turns, context=...).
     """
     if callable(weight):
         raise ConfigurationError(

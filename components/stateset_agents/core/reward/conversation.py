@@ -46,6 +46,13 @@ class Answer:
         return [sentence for sentence in self.sentences if not sentence.fault]
 
     @property
+    def prose_share(self) -> float:
+        """Share of its words in sentences that read as prose; 0 of an empty answer."""
+        counted = sum(len(sentence.words) for sentence in self.sentences)
+        prose = sum(len(one.words) for one in self.sentences if one.reads_as_prose)
+        return prose / counted if counted else 0.0
+
+    @property
     def closes(self) -> bool:
         """True when the user says goodbye ("thanks, that is all") and wants nothing more."""
         words = normalised_words(self.user_text)
