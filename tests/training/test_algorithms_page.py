@@ -22,6 +22,10 @@ def described(name: str, row: AlgorithmRow) -> list[str]:
         beside.append(
             f"temperatures {bounds['temperature_positive']}, {bounds['temperature_negative']}"
         )
+    if row.num_iterations > 1:
+        beside.append(f"`num_iterations` {row.num_iterations}")
+    if row.value_clip:
+        beside.append(f"`value_clip` {row.value_clip}")
     return [
         f"`{name}`",
         row.loss.replace("_", " "),

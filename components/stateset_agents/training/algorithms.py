@@ -23,12 +23,21 @@ Algorithm = Literal[
     "sapo",
     "rloo",
     "reinforce++",
+    "ppo",
+    "a2c",
 ]
-AdvantageBaseline = Literal["group", "leave_one_out", "batch", "none"]
+AdvantageBaseline = Literal["group", "leave_one_out", "batch", "none", "value"]
 LossAggregation = Literal[
     "sequence_mean", "token_mean", "fixed_length", "sequence_sum", "token_sum"
 ]
-LossName = Literal["token_ratio", "sequence_ratio", "sequence_ratio_by_token", "cispo", "sapo"]
+LossName = Literal[
+    "token_ratio",
+    "sequence_ratio",
+    "sequence_ratio_by_token",
+    "cispo",
+    "sapo",
+    "log_likelihood",
+]
 
 # A loss's own parameters, and the settings in which a run may give others than the algorithm's.
 SETTING_OF_BOUND: dict[str, str] = {
@@ -52,6 +61,11 @@ class AlgorithmRow:
         scale_advantages: whether it is then divided by the standard deviation.
         resampling_rounds: how often groups without spread are replaced by other scenarios' groups.
         overlong_buffer: the share of an answer's room in which length begins to cost; 0 = none.
+        num_iterations: optimizer steps on one batch of conversations.
+        on_policy: True where the loss corrects for nothing that happened since sampling, so that
+            one optimizer step is all that a batch allows.
+        value_coefficient: the share of the value loss that reaches the policy's weights.
+        value_clip: how far a value is followed from its old estimate; 0 = anywhere.
     """
 
     loss: LossName
@@ -61,6 +75,10 @@ class AlgorithmRow:
     scale_advantages: bool = True
     resampling_rounds: int = 0
     overlong_buffer: float = 0.0
+    num_iterations: int = 1
+    on_policy: bool = False
+    value_coefficient: float = 0.1
+    value_clip: float = 0.0
 
     @property
     def can_credit_turns(self) -> bool:
@@ -112,5 +130,24 @@ ALGORITHMS: dict[Algorithm, AlgorithmRow] = {
     # Hu 2025 (arXiv:2501.03262): rewards normalised over the whole batch
     "reinforce++": AlgorithmRow(
         "token_ratio", _clips(0.2, 0.2), loss_aggregation="token_mean", advantage_baseline="batch"
+    ),
+    # Schulman et al. 2017 (arXiv:1707.06347), with advantages whitened over the step as in its
+    # code; clips of 0.2, four epochs and a tenth of the value loss are what TRL had
+    "ppo": AlgorithmRow(
+        "token_ratio",
+        _clips(0.2, 0.2),
+        loss_aggregation="token_mean",
+        advantage_baseline="value",
+        num_iterations=4,
+        value_clip=0.2,
+    ),
+    # Mnih et al. 2016 (arXiv:1602.01783), without the asynchronous actors
+    "a2c": AlgorithmRow(
+        "log_likelihood",
+        {},
+        loss_aggregation="token_mean",
+        advantage_baseline="value",
+        scale_advantages=False,
+        on_policy=True,
     ),
 }

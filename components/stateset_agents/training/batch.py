@@ -35,6 +35,13 @@ class TrainingBatch:
         old_logprobs: `(B, T)` float32 or None; None on-policy (the new ones, detached).
         reference_logprobs: `(B, T)` float32 or None; None when the KL coefficient is 0.
         temperature: the sampling temperature that every log-prob here is at.
+        rewards: `(B, T)` float32 or None, what was earned at each sampled token; with a critic.
+        decision_index: `(B, T)` int64 or None, which decision of its trajectory, counted from 0, a
+            sampled token belongs to (`decisions.py`); 0 elsewhere.
+        value_weights: `(B, T)` float32 or None, how much the value before each token counts in the
+            value loss of the step; 0 but at the first token of a decision.
+        old_values: `(B, T)` float32 or None, the critic's estimates before the update.
+        returns: `(B, T)` float32 or None, what they should have been.
     """
 
     token_ids: torch.Tensor
@@ -49,6 +56,11 @@ class TrainingBatch:
     old_logprobs: torch.Tensor | None = None
     reference_logprobs: torch.Tensor | None = None
     temperature: float = 1.0
+    rewards: torch.Tensor | None = None
+    decision_index: torch.Tensor | None = None
+    value_weights: torch.Tensor | None = None
+    old_values: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> TrainingBatch:
         """The rows `(b,)` int64 in that order, cut to the longest of them."""

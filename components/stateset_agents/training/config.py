@@ -13,7 +13,11 @@ from typing import Any, Literal, Self
 from pydantic import AliasChoices, Field, model_validator
 
 from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.settings import Settings
+from stateset_agents.training.algorithm_settings import (
+    AlgorithmSettings,
+    problems_of_critic,
+    problems_of_kl,
+)
 from stateset_agents.training.algorithms import (
     ALGORITHMS,
     SETTING_OF_BOUND,
@@ -42,7 +46,7 @@ SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
 )
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(AlgorithmSettings):
     """How a policy is trained.
 
     An episode is one scenario visited: a group of `num_generations` conversations. One optimizer
@@ -54,7 +58,7 @@ class TrainingConfig(Settings):
     algorithm: Algorithm = "grpo"
     """A row of the table in `algorithms.py`; `docs/algorithms.md` says when to use which. A setting
     below whose default is None takes the row's."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides adapter initialisation, the order of scenarios and every sample."""
 
     num_episodes: int = Field(default=1000, ge=1)
@@ -72,8 +76,9 @@ class TrainingConfig(Settings):
     """Steps of imitation of demonstrations before the first conversation is played. 0: none."""
     warm_start_batch_size: int = Field(default=16, ge=1)
     """Demonstrations in one such step."""
-    num_iterations: int = Field(default=1, ge=1)
-    """Optimizer steps on one batch of conversations; above 1 the later ones are off-policy."""
+    num_iterations: int | None = Field(default=None, ge=1)
+    """Optimizer steps on one batch of conversations; above 1 the later ones are off-policy. None:
+    the algorithm's own."""
     off_policy_steps: int = Field(default=0, ge=0, le=1)
     """1: the conversations of a step are sampled with the weights before the previous step's
     update, so that playing and updating may overlap; importance sampling corrects for it. 0: with
@@ -109,8 +114,8 @@ class TrainingConfig(Settings):
 
     advantage_baseline: AdvantageBaseline | None = None
     """What is taken off a reward: the mean of its `group`, of the group's other conversations
-    (`leave_one_out`), of the whole step (`batch`), or nothing (`none`). None: the algorithm's own.
-    """
+    (`leave_one_out`), of the whole step (`batch`), nothing (`none`), or what a critic expected
+    (`value`), decision by decision. None: the algorithm's own."""
     scale_advantages: bool | None = None
     """Divide by the standard deviation of what the baseline was taken from. None: the algorithm's
     own."""
@@ -199,6 +204,7 @@ class TrainingConfig(Settings):
         problems = [
             *self._problems_of_algorithm(ALGORITHMS[self.algorithm]),
             *self._problems_of_corrections(),
+            *problems_of_kl(self),
         ]
         if self.lora_dropout and not self.use_lora:
             problems.append(
@@ -240,11 +246,18 @@ class TrainingConfig(Settings):
                     f'{setting}={value} has no effect with algorithm="{self.algorithm}", whose '
                     f"loss takes {takes}: leave it out"
                 )
+        if row.on_policy and (self.num_iterations or 1) > 1:
+            yield (
+                f'num_iterations={self.num_iterations} cannot work with algorithm="{self.algorithm}'
+                '", whose loss is right for the policy that sampled alone: leave it out, or choose '
+                'algorithm="ppo", which clips'
+            )
         baseline = self.advantage_baseline or row.advantage_baseline
+        yield from problems_of_critic(self, row, baseline)
         compared = self.num_generations
         if baseline == "batch":
             compared *= self.groups_per_step
-        if baseline != "none" and compared < 2:
+        if baseline not in ("none", "value") and compared < 2:
             whom = "step" if baseline == "batch" else "group"
             yield (
                 f'num_generations={self.num_generations} leaves advantage_baseline="{baseline}" '

@@ -35,33 +35,44 @@ class TokenLogprobs:
         logprobs: differentiable in the policy's trainable parameters, natural logarithm, at the
             batch's temperature.
         entropy: of the next-token distribution at that temperature, in nats; not differentiable.
+        states: `(N, D)`, what each sampled token was predicted from, row by row; differentiable.
     """
 
     logprobs: torch.Tensor
     entropy: torch.Tensor
+    states: torch.Tensor
 
 
 def batch_logprobs(policy: Policy, batch: TrainingBatch, *, share_prefix: bool) -> TokenLogprobs:
-    """Log-probs of a (micro-)batch's sampled tokens.
+    """Log-probs of a (micro-)batch's sampled tokens; see `sampled_states` for `share_prefix`."""
+    states = sampled_states(policy, batch, share_prefix=share_prefix)
+    logprobs, entropy = SampledLogprobs.apply(
+        states, policy.head_weight, batch.token_ids[batch.loss_mask], batch.temperature
+    )
+    return TokenLogprobs(
+        scattered(logprobs, batch.loss_mask), scattered(entropy, batch.loss_mask), states
+    )
+
+
+def sampled_states(policy: Policy, batch: TrainingBatch, *, share_prefix: bool) -> torch.Tensor:
+    """Hidden states `(N, D)` that predict a (micro-)batch's sampled tokens, row by row.
 
     With `share_prefix` all rows must be of one group; the prefix is forwarded once and its keys and
     values, gradients included, serve every row.
     """
     prefix = int(batch.shared_prefix_lengths.min()) if share_prefix else 0
-    # the state at t - 1 predicts token t; a prefix ends before the state that is needed first
-    sampled = batch.loss_mask[:, prefix + 1 :]
     if batch.token_ids.shape[1] <= policy.longest_packed_row:
         pack = pack_rows(batch, prefix)
-        hidden = policy.packed_states(pack).index_select(0, pack.predicting)
-    else:
-        hidden = _hidden_states(policy, batch.token_ids, prefix)[:, :-1][sampled]
-    logprobs, entropy = SampledLogprobs.apply(
-        hidden,
-        policy.head_weight,
-        batch.token_ids[:, prefix + 1 :][sampled],
-        batch.temperature,
-    )
-    return TokenLogprobs(_scatter(logprobs, batch.loss_mask), _scatter(entropy, batch.loss_mask))
+        return policy.packed_states(pack).index_select(0, pack.predicting)
+    # the state at t - 1 predicts token t; a prefix ends before the state that is needed first
+    sampled = batch.loss_mask[:, prefix + 1 :]
+    return _hidden_states(policy, batch.token_ids, prefix)[:, :-1][sampled]
+
+
+def scattered(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """`(N,)`, a number for each sampled token, to `(B, T)`, 0 elsewhere."""
+    spread = torch.zeros(loss_mask.shape, dtype=values.dtype, device=values.device)
+    return spread.masked_scatter(loss_mask, values)
 
 
 class SampledLogprobs(torch.autograd.Function):
@@ -140,12 +151,6 @@ def _hidden_states(policy: Policy, token_ids: torch.Tensor, prefix: int) -> torc
         input_ids=token_ids[:, prefix:], past_key_values=cache, use_cache=True
     )[0]
     return shared
-
-
-def _scatter(values: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """`(N,)` to `(B, T)`, 0 elsewhere."""
-    spread = torch.zeros(loss_mask.shape, dtype=values.dtype, device=values.device)
-    return spread.masked_scatter(loss_mask, values)
 
 
 def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> list[slice]:

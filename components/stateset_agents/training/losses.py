@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict, Unpack
 
 import torch
 
@@ -38,15 +39,20 @@ class TokenLosses:
     ratio: torch.Tensor
 
 
+class Clips(TypedDict):
+    """Bounds of a ratio: distances below and above 1, and a cap on the first term (None: none)."""
+
+    clip_left: float
+    clip_right: float
+    ratio_cap: NotRequired[float | None]
+
+
 def grpo_loss(
     policy_logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     loss_mask: torch.Tensor,
-    *,
-    clip_left: float,
-    clip_right: float,
-    ratio_cap: float | None = None,
+    **clips: Unpack[Clips],
 ) -> TokenLosses:
     """-min(r A, clip(r, 1 - left, 1 + right) A) with r = pi(token) / pi_old(token).
 
@@ -56,14 +62,7 @@ def grpo_loss(
     become far likelier cannot take over the step (INTELLECT-2, 2025, arXiv:2505.07291).
     """
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
-    return _clipped_surrogate(
-        log_ratio.exp(),
-        advantages,
-        loss_mask,
-        clip_left=clip_left,
-        clip_right=clip_right,
-        ratio_cap=ratio_cap,
-    )
+    return _clipped_surrogate(log_ratio.exp(), advantages, loss_mask, **clips)
 
 
 def gspo_loss(
@@ -71,10 +70,7 @@ def gspo_loss(
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     loss_mask: torch.Tensor,
-    *,
-    clip_left: float,
-    clip_right: float,
-    ratio_cap: float | None = None,
+    **clips: Unpack[Clips],
 ) -> TokenLosses:
     """The same surrogate with one ratio per row, s = exp(mean over its tokens of log r).
 
@@ -83,14 +79,8 @@ def gspo_loss(
     that was sampled in one unbroken context. A conversation of several rows has a ratio for each.
     """
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
-    return _clipped_surrogate(
-        _sequence_mean(log_ratio, loss_mask).exp(),
-        advantages,
-        loss_mask,
-        clip_left=clip_left,
-        clip_right=clip_right,
-        ratio_cap=ratio_cap,
-    )
+    ratio = _sequence_mean(log_ratio, loss_mask).exp()
+    return _clipped_surrogate(ratio, advantages, loss_mask, **clips)
 
 
 def gspo_token_loss(
@@ -98,10 +88,7 @@ def gspo_token_loss(
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
     loss_mask: torch.Tensor,
-    *,
-    clip_left: float,
-    clip_right: float,
-    ratio_cap: float | None = None,
+    **clips: Unpack[Clips],
 ) -> TokenLosses:
     """GSPO with an advantage per token: the ratio is sg[s] pi / sg[pi], sg = no gradient.
 
@@ -111,14 +98,8 @@ def gspo_token_loss(
     log_ratio = _masked(policy_logprobs - old_logprobs, loss_mask)
     own = _masked(policy_logprobs, loss_mask)
     sequence = _sequence_mean(log_ratio, loss_mask).detach()
-    return _clipped_surrogate(
-        (sequence + own - own.detach()).exp(),
-        advantages,
-        loss_mask,
-        clip_left=clip_left,
-        clip_right=clip_right,
-        ratio_cap=ratio_cap,
-    )
+    ratio = (sequence + own - own.detach()).exp()
+    return _clipped_surrogate(ratio, advantages, loss_mask, **clips)
 
 
 def cispo_loss(
@@ -169,6 +150,24 @@ def sapo_loss(
         loss=-gate * advantages,
         clipped=torch.zeros_like(loss_mask),
         ratio=ratio.detach(),
+    )
+
+
+def log_likelihood_loss(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+) -> TokenLosses:
+    """-A log pi: the policy gradient itself, right for the policy that sampled and for no other.
+
+    REINFORCE (Williams 1992) and, with advantages from a critic, A2C (Mnih et al. 2016,
+    arXiv:1602.01783, algorithm S3). The loss's value has no meaning beyond its gradient.
+    """
+    return TokenLosses(
+        loss=-_masked(advantages, loss_mask) * _masked(policy_logprobs, loss_mask),
+        clipped=torch.zeros_like(loss_mask),
+        ratio=_masked(policy_logprobs - old_logprobs, loss_mask).exp().detach(),
     )
 
 
@@ -245,7 +244,7 @@ def _clipped_surrogate(
     *,
     clip_left: float,
     clip_right: float,
-    ratio_cap: float | None,
+    ratio_cap: float | None = None,
 ) -> TokenLosses:
     # before they meet the ratio: a row may share one, and so each other's gradient
     advantages = _masked(advantages, loss_mask)

@@ -118,6 +118,25 @@ def sampling_metrics(batch: TrainingBatch, objective: Objective) -> dict[str, fl
     }
 
 
+def value_metrics(batch: TrainingBatch) -> dict[str, float]:
+    """How well the critic foresaw, over decisions; nothing without one.
+
+    `value_mean` and `return_mean`; `value_explained_variance`: 1 - var(return - value) /
+    var(return), 1 = foreseen, 0 = no better than the mean, 0 as well where all returns are equal.
+    """
+    if batch.returns is None or batch.old_values is None or batch.value_weights is None:
+        return {}
+    decisions = batch.value_weights > 0
+    values, returns = batch.old_values[decisions].double(), batch.returns[decisions].double()
+    spread = float(returns.var(correction=0))
+    unexplained = float((returns - values).var(correction=0))
+    return {
+        "value_mean": float(values.mean()),
+        "return_mean": float(returns.mean()),
+        "value_explained_variance": 1 - unexplained / spread if spread > 1e-12 else 0.0,
+    }
+
+
 def with_rates(metrics: dict[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
     """Add each stage's seconds, the whole step's, and tokens per second.
 

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from stateset_agents.training.algorithm_settings import KLPlacement, ValueLevel
 from stateset_agents.training.algorithms import (
     ALGORITHMS,
     SETTING_OF_BOUND,
@@ -39,6 +40,7 @@ from stateset_agents.training.losses import (
     gspo_token_loss,
     importance_weights,
     kl_divergence,
+    log_likelihood_loss,
     sapo_loss,
 )
 
@@ -48,6 +50,7 @@ LOSSES: dict[LossName, Callable[..., TokenLosses]] = {
     "sequence_ratio_by_token": gspo_token_loss,
     "cispo": cispo_loss,
     "sapo": sapo_loss,
+    "log_likelihood": log_likelihood_loss,
 }
 
 _Value = TypeVar("_Value")
@@ -81,7 +84,10 @@ class Objective:
     turn_discount: float
     resampling_rounds: int
     overlong_buffer: float
+    num_iterations: int
+    value_level: ValueLevel
     kl_coefficient: float
+    kl_placement: KLPlacement
     kl_estimator: KLEstimator
     kl_bias_correction: bool
     importance_sampling: ImportanceSampling
@@ -106,7 +112,10 @@ def objective_of(config: TrainingConfig) -> Objective:
         turn_discount=config.turn_discount,
         resampling_rounds=_either(config.resampling_rounds, row.resampling_rounds),
         overlong_buffer=_either(config.overlong_buffer, row.overlong_buffer),
+        num_iterations=_either(config.num_iterations, row.num_iterations),
+        value_level=config.value_level,
         kl_coefficient=config.kl_coefficient,
+        kl_placement=config.kl_placement,
         kl_estimator=config.kl_estimator,
         kl_bias_correction=config.kl_bias_correction,
         importance_sampling=config.importance_sampling,
@@ -134,6 +143,7 @@ def weighted_loss(
     """The (micro-)batch's part of the step's loss, a scalar, and the policy loss by token.
 
     sum over sampled tokens of loss_weight * (importance weight * policy loss + kl_coefficient * KL)
+    (with the KL term in the reward, it has been taken off there)
     """
     old = policy_logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
     losses = objective.loss(policy_logprobs, old, batch.advantages, batch.loss_mask)
@@ -148,7 +158,8 @@ def weighted_loss(
             mode=objective.importance_sampling,
             level=objective.importance_sampling_level,
         )
-    if objective.kl_coefficient > 0 and batch.reference_logprobs is not None:
+    in_loss = objective.kl_coefficient > 0 and objective.kl_placement == "loss"
+    if in_loss and batch.reference_logprobs is not None:
         per_token = per_token + objective.kl_coefficient * kl_divergence(
             policy_logprobs,
             batch.reference_logprobs,

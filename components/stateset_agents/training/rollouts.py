@@ -116,7 +116,7 @@ class RolloutPlayer:
         round_number: int,
         scenarios: Sequence[Scenario | None],
     ) -> list[TrajectoryGroup]:
-        with _adding(rollout.seconds, "rollout"):
+        with timed(rollout.seconds, "rollout"):
             groups = await collect_groups(
                 self._agent,
                 self._environment,
@@ -127,7 +127,7 @@ class RolloutPlayer:
                 round_number=round_number,
                 on_episode=self._on_episode,
             )
-        with _adding(rollout.seconds, "reward"):
+        with timed(rollout.seconds, "reward"):
             await score_groups(groups, self._reward_function, tolerant=True)
         return groups
 
@@ -149,7 +149,8 @@ def _sampled_tokens(group: TrajectoryGroup) -> int:
 
 
 @contextmanager
-def _adding(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add what passes within it to `seconds[stage]`."""
     started = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,6 +20,7 @@ from stateset_agents.exceptions import NonFiniteLossError
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import micro_batches
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.critic import Critic
 from stateset_agents.training.logprobs import TokenLogprobs, batch_logprobs
 from stateset_agents.training.losses import TokenLosses, kl_divergence
 from stateset_agents.training.objective import Objective, objective_of, weighted_loss
@@ -34,6 +36,18 @@ class Learner:
     objective: Objective
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
+    critic: Critic | None = None
+
+    @property
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimizer changes, in its order: the policy's, then the critic's."""
+        return {**self.policy.trainable, **(self.critic.trainable if self.critic else {})}
+
+    def load_trainable(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put back what `trainable` held; names and shapes must be the same."""
+        self.policy.load_trainable(tensors)
+        if self.critic is not None:
+            self.critic.load_trainable(tensors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,18 +63,24 @@ class StepResult:
     metrics: dict[str, float]
 
 
-def make_learner(policy: Policy, config: TrainingConfig) -> Learner:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the policy's float32 parameters."""
+def make_learner(policy: Policy, config: TrainingConfig, critic: Critic | None = None) -> Learner:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the policy's float32 parameters
+    and the critic's, which have a rate of their own.
+    """
     accelerator = Accelerator(cpu=policy.device.type == "cpu")
+    groups: list[dict[str, Any]] = [{"params": list(policy.trainable.values())}]
+    if critic is not None:
+        factor = critic.learning_rate / config.learning_rate
+        groups.append({"params": list(critic.trainable.values()), "rate_factor": factor})
     optimizer = torch.optim.AdamW(
-        policy.trainable.values(),
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         weight_decay=config.weight_decay,
     )
     prepared = accelerator.prepare_optimizer(optimizer)
-    return Learner(policy, config, objective_of(config), prepared, accelerator)
+    return Learner(policy, config, objective_of(config), prepared, accelerator, critic)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -81,6 +101,7 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
 
     Metrics (means over sampled tokens): `loss` (the sum that is minimised), `entropy` in nats,
     `clipped_fraction`, `ratio_max`, `kl_to_reference` (when the objective has a KL term),
+    `value_loss` (with a critic; not part of `loss`),
     `sampling_difference_mean` and `_max` (absolute, engine's log-probs against these), `grad_norm`
     before clipping, `learning_rate`.
 
@@ -105,22 +126,43 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
         # 3. loss, already weighed against the rest of the batch
         loss, losses = weighted_loss(tokens.logprobs, micro, learner.objective)
         _measure(sums, loss, losses, tokens, micro, learner.objective)
+        if learner.critic is not None and micro.returns is not None:
+            value_loss = learner.critic.loss(tokens.states, micro, share_prefix=config.share_prefix)
+            sums["value_loss"] += value_loss.item()
+            loss = loss + value_loss
         # 4. gradients add up over the micro-batches
-        _check_finite(learner, loss.item(), "loss")
+        check_finite(learner, loss.item(), "loss")
         learner.accelerator.backward(loss)
 
+    norm = optimizer_step(learner, rate)
+    return StepResult(logprobs, _finish(sums, norm, rate))
+
+
+def optimizer_step(learner: Learner, rate: float) -> float:
+    """The end of a step, when gradients are there; the policy gradient's norm before clipping.
+
+    The critic's gradient is clipped by itself, so that a value far off does not slow the policy.
+
+    Raises:
+        NonFiniteLossError: as `train_step`.
+    """
+    policy, limit = learner.policy, learner.config.max_grad_norm
     # 5. clip
     policy.train_mode(False)
-    norm = learner.accelerator.clip_grad_norm_(policy.trainable.values(), config.max_grad_norm)
-    _check_finite(learner, float(norm), "gradient's norm")
+    norm = float(learner.accelerator.clip_grad_norm_(policy.trainable.values(), limit))
+    check_finite(learner, norm, "gradient's norm")
+    if learner.critic is not None:
+        critics = learner.accelerator.clip_grad_norm_(learner.critic.trainable.values(), limit)
+        check_finite(learner, float(critics), "critic's gradient's norm")
     # 6. optimizer, then the weights that compute follow the float32 ones
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate_factor", 1.0)
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     policy.refresh()
-
-    return StepResult(logprobs, _finish(sums, float(norm), rate))
+    if learner.critic is not None:
+        learner.critic.refresh()
+    return norm
 
 
 def reference_logprobs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:
@@ -193,10 +235,17 @@ def _finish(sums: dict[str, float], norm: float, rate: float) -> dict[str, float
     }
     if "kl" in sums:
         metrics["kl_to_reference"] = sums["kl"] / tokens
+    if "value_loss" in sums:
+        metrics["value_loss"] = sums["value_loss"]
     return metrics
 
 
-def _check_finite(learner: Learner, value: float, what: str) -> None:
+def check_finite(learner: Learner, value: float, what: str) -> None:
+    """Let nothing that is not finite reach the weights.
+
+    Raises:
+        NonFiniteLossError: the value is NaN or infinite; gradients are gone.
+    """
     if math.isfinite(value):
         return
     learner.optimizer.zero_grad()

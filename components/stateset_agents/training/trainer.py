@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,34 +21,33 @@ from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import ConfigurationError, TrainingError
 from stateset_agents.inference.loading import has_native_bfloat16, load_model
 from stateset_agents.training import checkpoint as checkpoints
-from stateset_agents.training.advantages import step_advantages
 from stateset_agents.training.batch import TrainingBatch
-from stateset_agents.training.batching import StepRows, make_batch, step_rows
+from stateset_agents.training.batching import StepRows, step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
+from stateset_agents.training.critic import (
+    config_with_value_function,
+    make_critic,
+    value_function_fingerprint,
+)
 from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
 from stateset_agents.training.metrics import (
     reward_metrics,
     rollout_metrics,
     row_metrics,
-    sampling_metrics,
     with_rates,
 )
 from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
-from stateset_agents.training.rollouts import RolloutPlayer, StepRollout
+from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.shaping import shape_rewards
-from stateset_agents.training.step import (
-    Learner,
-    learning_rate,
-    make_learner,
-    measured_kl,
-    reference_logprobs,
-    train_step,
-)
+from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
+from stateset_agents.training.step_batch import make_step_batch
+from stateset_agents.training.update import update
 
 if TYPE_CHECKING:
+    from stateset_agents.core.value_function import ValueFunction
     from stateset_agents.tracking.loggers import MetricLogger
 
 
@@ -91,14 +89,22 @@ class Trainer:
         logger: MetricLogger | None = None,
         fingerprint: Mapping[str, str] | None = None,
         demonstrations: Sequence[Demonstration] = (),
+        value_function: ValueFunction | None = None,
     ) -> None:
-        """`fingerprint` adds digests to what tells this run's checkpoints from another's: of
+        """`value_function` makes a critic the baseline of any algorithm: advantages are those of
+        its `advantages`, by GAE with its `gamma` and `gae_lambda` from one sampled token
+        (`value_level: turn`: from one answer) of a conversation to the next, instead of the
+        distance to the group's mean; with `scale_advantages` they are whitened over the step. It
+        reads the policy's last hidden states and is trained beside the policy on the returns, its
+        weights are in the checkpoints, and the loss stays the algorithm's.
+
+        `fingerprint` adds digests to what tells this run's checkpoints from another's: of
         anything that decides the result and that the trainer cannot see (a reward's weights).
         `demonstrations` are what `warm_start_steps` imitates.
 
         Raises:
-            ConfigurationError: settings of agent and training that contradict each other, or a
-                warm start without demonstrations.
+            ConfigurationError: settings of agent and training that contradict each other, a warm
+                start without demonstrations, or a value function beside settings for another.
         """
         _check_agent(agent)
         if config.warm_start_steps and not demonstrations:
@@ -110,6 +116,9 @@ class Trainer:
         self.environment = environment
         self.reward_function = reward_function
         self.config = config.model_copy(deep=True)
+        self._value_function = value_function
+        if value_function is not None:
+            self.config = config_with_value_function(self.config, value_function)
         self.logger = logger
         self.step = 0
         self.groups: list[TrajectoryGroup] = []
@@ -143,7 +152,12 @@ class Trainer:
     @property
     def policy(self) -> Policy:
         """The policy that is trained; loaded at first use."""
-        return self._ready().policy
+        return self.learner.policy
+
+    @property
+    def learner(self) -> Learner:
+        """What a step works with: policy, critic, optimizer; loaded at first use."""
+        return self._ready()
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -177,8 +191,8 @@ class Trainer:
             checkpoints.Checkpoint(
                 step=self.step,
                 fingerprint=self.fingerprint,
-                weights=dict(learner.policy.trainable),
-                optimizer=optimizer_tensors(learner.optimizer, list(learner.policy.trainable)),
+                weights=dict(learner.trainable),
+                optimizer=optimizer_tensors(learner.optimizer, list(learner.trainable)),
                 state=state,
             ),
             keep=self.config.save_total_limit if keep is None else keep,
@@ -242,7 +256,7 @@ class Trainer:
 
     async def _warm_start(self, learner: Learner) -> None:
         """Imitate the demonstrations. No checkpoint falls into it: killed, it is done again."""
-        imitation = replace(learner, objective=imitation_of(learner.objective))
+        imitation = replace(learner, objective=imitation_of(learner.objective), critic=None)
         tokenizer = self.agent.engine.tokenizer
         for step in range(self.config.warm_start_steps):
             batch = demonstration_batch(self.demonstrations, step, tokenizer, self.config)
@@ -260,7 +274,7 @@ class Trainer:
         staleness = 0 if self._ahead is None else 1
         rollout = self._ahead or await self._player.play(self.step)
         self.groups = rollout.groups
-        # 2. rows and advantages
+        # 2. rows, and what length costs
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
         shaped = shape_rewards(
@@ -268,22 +282,19 @@ class Trainer:
             max_new_tokens=self.agent.config.max_new_tokens,
             buffer=learner.objective.overlong_buffer,
         )
-        advantages = step_advantages(shaped, learner.objective)
         # 3. batch
-        batch = make_batch(
-            rows,
-            advantages,
-            loss_aggregation=learner.objective.loss_aggregation,
-            max_completion_length=config.max_completion_length,
+        batch = make_step_batch(
+            shaped,
+            learner.objective,
+            config,
             pad_token_id=self.agent.engine.tokenizer.pad_token_id,
             temperature=self.agent.config.temperature,
-            keep_all_rows=config.kl_coefficient > 0,
         )
         # 4. optimizer steps, the next step's conversations beside them if they may be stale
         policy_metrics = await self._update_and_play_ahead(learner, batch, seconds)
         self._warn_of_sampling(policy_metrics, staleness)
         # 5. the engine speaks with the new weights
-        with _timed(seconds, "push_weights"):
+        with timed(seconds, "push_weights"):
             self.agent.engine.update_weights(learner.policy.named_merged_weights())
 
         seconds |= {**rollout.seconds, "step": time.perf_counter() - started}
@@ -319,28 +330,8 @@ class Trainer:
     def _update(
         self, learner: Learner, batch: TrainingBatch, seconds: dict[str, float]
     ) -> dict[str, float]:
-        """`num_iterations` optimizer steps; without a single row that teaches something none, and
-        the weights stay.
-
-        The first step's own log-probs are the old ones of those that follow, and what importance
-        sampling compares with the engine's. Metrics are the first's, the clipped fraction the
-        last's.
-        """
-        with _timed(seconds, "update"):
-            if not len(batch.row_lengths):
-                return {}
-            if self.config.kl_coefficient > 0:
-                batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
-            rate = learning_rate(self.step, self.config)
-            first = train_step(learner, batch, rate=rate)
-            batch = replace(batch, old_logprobs=first.logprobs)
-            metrics = first.metrics | sampling_metrics(batch, learner.objective)
-            for _ in range(1, self.config.num_iterations):
-                last = train_step(learner, batch, rate=rate).metrics
-                metrics |= {name: last[name] for name in ("clipped_fraction", "ratio_max")}
-            if "kl_to_reference" not in metrics and self.config.kl_sample_rows > 0:
-                metrics["kl_to_reference"] = measured_kl(learner, batch, first.logprobs)
-            return metrics
+        with timed(seconds, "update"):
+            return update(learner, batch, learning_rate(self.step, self.config))
 
     def _warn_of_sampling(self, metrics: Mapping[str, float], staleness: int) -> None:
         """Once a run. Where the policy has moved on since, a difference is to be expected."""
@@ -385,7 +376,9 @@ class Trainer:
             )
             self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
             policy = Policy(model, config.model_copy(update={"bf16": bf16}))
-            self._learner = make_learner(policy, config)
+            model_name = self.agent.config.model_name
+            critic = make_critic(policy, config, model_name, self._value_function)
+            self._learner = make_learner(policy, config, critic)
         return self._learner
 
     def _make_fingerprint(self, base_model: str) -> dict[str, str]:
@@ -397,13 +390,14 @@ class Trainer:
             "base model": base_model,
             "scenarios": checkpoints.digest(list(self.environment.scenarios)),
             "demonstrations": checkpoints.digest([asdict(one) for one in self.demonstrations]),
+            **value_function_fingerprint(self._value_function),
             **self._extra_fingerprint,
         }
 
     def _restore(self, learner: Learner, path: Path) -> None:
         saved = checkpoints.load_checkpoint(path, self.fingerprint)
-        learner.policy.load_trainable(saved.weights)
-        restore_optimizer(learner.optimizer, list(learner.policy.trainable), saved.optimizer)
+        learner.load_trainable(saved.weights)
+        restore_optimizer(learner.optimizer, list(learner.trainable), saved.optimizer)
         for callback in self._callbacks:
             if callback.name in saved.state["callbacks"]:
                 callback.load_state_dict(saved.state["callbacks"][callback.name])
@@ -414,13 +408,6 @@ class Trainer:
         self._ahead = None if ahead is None else StepRollout.from_json(ahead)
         self.step = saved.step
         checkpoints.restore_random_states(saved.state["random"])
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started
 
 
 def _device_of(agent: MultiTurnAgent) -> str:
