@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -456,3 +457,27 @@ def test_closing_fails_what_waits_and_refuses_what_comes(
             await engine.generate(asked)
 
     asyncio.run(close_early())
+
+
+@pytest.mark.parametrize("own_thread", [False, True])
+def test_it_computes_where_it_was_told_to_and_says_the_same(
+    own_thread: bool,
+    make_engine: MakeEngine,
+    tiny_model_dir: Path,
+    tokenizer: ChatTokenizer,
+) -> None:
+    threads = set()
+
+    class Watched(ChatTokenizer):
+        @property
+        def stop_token_ids(self) -> frozenset[int]:
+            threads.add(threading.get_ident())  # a step asks for them when it has sampled
+            return super().stop_token_ids
+
+    asked = [request(prompt_of(tokenizer, "where is my order?"))]
+    model = load_model(tiny_model_dir, dtype="float32")
+    engine = TransformersEngine(model, Watched(tokenizer.hf), own_thread=own_thread)
+    answers = run(engine, asked)
+    assert (threading.get_ident() in threads) is not own_thread
+    assert len(threads) == 1
+    assert_same(answers, run(make_engine(), asked))

@@ -133,7 +133,7 @@ class MultiTurnAgent(Agent):
             ModelSourceError: the model cannot be loaded.
         """
         if self._engine is None:
-            self._engine = _make_engine(self.config)
+            self._engine = make_engine(self.config)
 
     @property
     def engine(self) -> Engine:
@@ -319,8 +319,18 @@ class MultiTurnAgent(Agent):
         )
 
 
-def _make_engine(config: AgentConfig) -> Engine:
-    """The engines are imported here, so that settings and the stub never load torch."""
+def make_engine(config: AgentConfig, *, own_thread: bool = False) -> Engine:
+    """What `MultiTurnAgent.initialize` makes of a configuration.
+
+    Args:
+        config: the model and which engine.
+        own_thread: as in `TransformersEngine`: True for a process that answers others meanwhile.
+
+    Raises:
+        ConfigurationError: the settings of the stub contradict each other.
+        ModelSourceError: the model cannot be loaded.
+    """
+    # imported here, so that settings and the stub never load torch
     if config.use_stub_model:
         from stateset_agents.inference.stub_engine import StubEngine
 
@@ -356,4 +366,4 @@ def _make_engine(config: AgentConfig) -> Engine:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(config.model_name, dtype=config.torch_dtype, device=device)
-    return TransformersEngine(model, load_tokenizer(config.model_name))
+    return TransformersEngine(model, load_tokenizer(config.model_name), own_thread=own_thread)

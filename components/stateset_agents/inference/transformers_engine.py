@@ -1,11 +1,12 @@
 """The in-process engine: continuous batching over any decoder model of transformers.
 
-Owns the model's weights, the thread that computes, and the order of a step: admit, lay out,
-forward, sample, hand over. What lies where is `scheduler.py`'s, how attention reads it is
+Owns the model's weights, where a step is computed, and its order: admit, lay out, forward, sample,
+hand over. What lies where is `scheduler.py`'s, how attention reads it is
 `attention.py`'s.
 
 A step computes one token of every answer that is under way, together with the prompts that came in,
-as one packed row without padding. The event loop only waits for it.
+as one packed row without padding. It is computed in the event loop's thread, between turns of the
+loop, or in a thread of the engine's own.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class TransformersEngine:
         pack_weights: keep a second copy of the linear layers' weights in the processor's own order
             (see `packed_linear.py`); faster, and takes the model's size once more. Without effect
             where that is not possible.
+        own_thread: compute in a thread of the engine's own, so that the event loop answers others
+            meanwhile, as a server must. False is faster where training shares the process: each
+            thread that computes has OpenMP workers of its own, and once there are more of them than
+            processors, those that wait for work go to sleep at once and cost every operation their
+            waking.
 
     Raises:
         EngineError: the model does not use the attention interface, or asks of it what is not
@@ -83,6 +89,7 @@ class TransformersEngine:
         cache_bytes: int = 2 * 1024**3,
         max_step_tokens: int = 512,
         pack_weights: bool = True,
+        own_thread: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._model: Any = model.eval()
@@ -116,10 +123,10 @@ class TransformersEngine:
             max_batch_size=max_batch_size,
             max_step_tokens=max_step_tokens,
         )
-        # What the event loop asks for; the worker takes it up at the start of its next step.
+        # What the event loop asks for; a step takes it up when it starts.
         self._inbox: deque[Callable[[], None]] = deque()
         self._step_lock = threading.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine") if own_thread else None
         self._driver: asyncio.Task[None] | None = None
         self._closed = False
         self._computed_tokens = 0
@@ -190,7 +197,8 @@ class TransformersEngine:
         self._closed = True
         if self._driver is not None and not self._driver.done():
             await asyncio.wait([self._driver])
-        self._worker.shutdown()
+        if self._worker is not None:
+            self._worker.shutdown()
         for cache in (self._own, self._shared):
             cache.keys.clear()
             cache.values.clear()
@@ -267,7 +275,10 @@ class TransformersEngine:
                 if not self._inbox and not self._scheduler.has_work:
                     return
                 try:
-                    finished = await loop.run_in_executor(self._worker, self._step)
+                    if self._worker is None:
+                        finished = self._step()
+                    else:
+                        finished = await loop.run_in_executor(self._worker, self._step)
                 except Exception as error:  # attributed to every request that it concerns
                     self._fail_all(error)
                     continue
@@ -297,7 +308,7 @@ class TransformersEngine:
             for job in self._scheduler.jobs:
                 job.future.cancel()
 
-    # The worker's side
+    # What computes
 
     def _empty_caches(self) -> None:
         self._own.resize(self._own.slots, _GROWTH_TOKENS, [])

@@ -151,15 +151,20 @@ async def load_served_model(
 async def _load(
     model: Path, name: str, version: str | None, generation: Mapping[str, Any] | None
 ) -> ServedModel:
-    from stateset_agents.core.agent import AgentConfig, GenerationSettings, MultiTurnAgent
+    from stateset_agents.core.agent import (
+        AgentConfig,
+        GenerationSettings,
+        MultiTurnAgent,
+        make_engine,
+    )
     from stateset_agents.tracking.lineage import fingerprint
     from stateset_agents.tracking.registry import generation_settings
 
     own = generation_settings(model) or dict(generation or {})
     # a version that was registered by a later release may know more settings than this one
     own = {key: value for key, value in own.items() if key in GenerationSettings.model_fields}
-    agent = MultiTurnAgent(AgentConfig(model_name=str(model), **own))
-    await agent.initialize()
+    config = AgentConfig(model_name=str(model), **own)
+    agent = MultiTurnAgent(config, make_engine(config, own_thread=True))
     digest = fingerprint(model)
     return ServedModel(agent, name, version or digest[:12], digest, int(time.time()))
 
