@@ -18,6 +18,7 @@ SCALES: Mapping[str, Mapping[str, int]] = {
     "TrainingConfig": {"num_episodes": 32, "num_generations": 4},
     "GSPOConfig": {"num_outer_iterations": 2},
     "quick_hpo": {"n_trials": 2},
+    "ValueFunction": {"hidden_size": 64},  # of tests/guide/models.py
 }
 
 
