@@ -7,10 +7,11 @@ compressed is `context_compression.py`'s, what is remembered `memory.py`'s.
 
 from __future__ import annotations
 
+import copy
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -134,6 +135,18 @@ class MultiTurnAgent(Agent):
         """
         if self._engine is None:
             self._engine = make_engine(self.config)
+
+    def with_own_engine(self, **settings: Any) -> Self:
+        """An agent like this one, of its class and with its memory, whose engine is its own and
+        made by `initialize`; `settings` change its config. This one stays as it is.
+
+        Raises:
+            ConfigurationError: settings that cannot work.
+        """
+        other = copy.copy(self)
+        other.config = type(self.config)(**{**self.config.model_dump(), **settings})
+        other._engine = None
+        return other
 
     @property
     def engine(self) -> Engine:

@@ -7,12 +7,30 @@ create one SQLite study at once crash; a journal does not); PostgreSQL serves ma
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from stateset_agents.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
+
+
+class _KernelLock:
+    """Optuna's lock on a journal, as the operating system's: it ends with its holder. Optuna's own
+    outlives a process that is killed, and everybody waits for half a minute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = FileLock(f"{path}.writing")
+
+    def acquire(self) -> bool:
+        self._lock.acquire()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
 
 
 def open_storage(address: str) -> BaseStorage:
@@ -23,7 +41,8 @@ def open_storage(address: str) -> BaseStorage:
             SQLAlchemy driver.
 
     Raises:
-        ConfigurationError: another kind of URL, or a database that does not answer.
+        ConfigurationError: another kind of URL, a file that cannot be written, or a database that
+            does not answer.
     """
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
@@ -31,8 +50,18 @@ def open_storage(address: str) -> BaseStorage:
     scheme, separator, _ = address.partition("://")
     if not separator:
         path = Path(address)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()
+        except OSError as error:
+            raise ConfigurationError(
+                f"study storage {address!r} cannot be written: {error.strerror}; give another file "
+                "path, or postgresql://USER@HOST:PORT/DATABASE"
+            ) from error
+        lock: Any = _KernelLock(
+            path
+        )  # of the base class that loading settings must not import
+        return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     if not scheme.startswith("postgresql"):
         raise ConfigurationError(
             f"study storage {address!r}: {scheme}:// is not supported; give a file path (one "
