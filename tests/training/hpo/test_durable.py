@@ -60,6 +60,7 @@ def test_killed_at_random_moments_it_loses_nothing_and_repeats_nothing(
     assert _comes_to(summary) == expected
 
 
+@pytest.mark.slow
 def test_workers_come_to_the_trials_of_one(tiny_model_dir: Path, tmp_path: Path) -> None:
     settings = {"n_trials": 3, "sampler": "random"}
     alone = search(tiny_model_dir, tmp_path / "alone", **settings)

@@ -17,6 +17,7 @@ from stateset_agents.exceptions import TrainingError
 from stateset_agents.training.hpo.search import Phase, Search, plan_again, read_summary, run_one
 
 if TYPE_CHECKING:
+    from stateset_agents.training.hpo.study import StoredStudy
     from stateset_agents.training.hpo.summary import HPOSummary
 
 NUMBER = "number"
@@ -71,15 +72,22 @@ def _run_phase(search: Search, phase: Phase, deadline: float | None) -> None:
 def _make_searcher(search: Search, phase: Phase, deadline: float | None) -> Any:
     from ray.tune.search import Searcher
 
-    study = search.open(phase)
-
     class _Numbers(Searcher):
         """Hands Ray the numbers of trials that this process has taken."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._study: StoredStudy | None = None
+
+        def __getstate__(self) -> dict[str, Any]:
+            # Ray keeps a copy of the searcher; an open storage has no copies
+            return {**self.__dict__, "_study": None}
 
         def suggest(self, trial_id: str) -> dict[str, int] | str:
             if deadline is not None and time.monotonic() > deadline:
                 return str(Searcher.FINISHED)
-            trial = study.take()
+            self._study = self._study or search.open(phase)
+            trial = self._study.take()
             return str(Searcher.FINISHED) if trial is None else {NUMBER: trial.number}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:

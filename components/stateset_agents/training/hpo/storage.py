@@ -58,9 +58,7 @@ def open_storage(address: str) -> BaseStorage:
                 f"study storage {address!r} cannot be written: {error.strerror}; give another file "
                 "path, or postgresql://USER@HOST:PORT/DATABASE"
             ) from error
-        lock: Any = _KernelLock(
-            path
-        )  # of the base class that loading settings must not import
+        lock: Any = _KernelLock(path)  # of the base class that loading settings must not import
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     if not scheme.startswith("postgresql"):
         raise ConfigurationError(
