@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stateset_agents import debug
+
 if TYPE_CHECKING:
     from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
     from stateset_agents.core.environment import (
@@ -35,19 +37,28 @@ if TYPE_CHECKING:
     )
     from stateset_agents.core.value_function import ValueFunction
     from stateset_agents.exceptions import StateSetError
+    from stateset_agents.training.callbacks import (
+        CheckpointCallback,
+        EarlyStoppingCallback,
+        TrainingCallback,
+    )
     from stateset_agents.training.config import TrainingConfig
     from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
     from stateset_agents.training.train import train
 
 __version__ = "0.1.0"
 
+debug.apply()
+
 _HOMES = {
     "AgentConfig": "core.agent",
+    "CheckpointCallback": "training.callbacks",
     "CompositeReward": "core.reward",
     "ConcisenessReward": "core.reward",
     "ConversationEnvironment": "core.environment",
     "ConversationTurn": "core.trajectory",
     "CorrectnessReward": "core.reward",
+    "EarlyStoppingCallback": "training.callbacks",
     "EngagementReward": "core.reward",
     "Environment": "core.environment",
     "EnvironmentState": "core.environment",
@@ -60,6 +71,7 @@ _HOMES = {
     "SafetyReward": "core.reward",
     "StateSetError": "exceptions",
     "TaskCompletionReward": "core.reward",
+    "TrainingCallback": "training.callbacks",
     "TrainingConfig": "training.config",
     "TrajectoryGroup": "core.trajectory",
     "ValueFunction": "core.value_function",
@@ -69,11 +81,13 @@ _HOMES = {
 
 __all__ = [
     "AgentConfig",
+    "CheckpointCallback",
     "CompositeReward",
     "ConcisenessReward",
     "ConversationEnvironment",
     "ConversationTurn",
     "CorrectnessReward",
+    "EarlyStoppingCallback",
     "EngagementReward",
     "Environment",
     "EnvironmentState",
@@ -86,6 +100,7 @@ __all__ = [
     "SafetyReward",
     "StateSetError",
     "TaskCompletionReward",
+    "TrainingCallback",
     "TrainingConfig",
     "TrajectoryGroup",
     "ValueFunction",

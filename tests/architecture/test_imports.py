@@ -58,11 +58,13 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
     package = importlib.import_module("stateset_agents")
     assert sorted(package.__all__) == [
         "AgentConfig",
+        "CheckpointCallback",
         "CompositeReward",
         "ConcisenessReward",
         "ConversationEnvironment",
         "ConversationTurn",
         "CorrectnessReward",
+        "EarlyStoppingCallback",
         "EngagementReward",
         "Environment",
         "EnvironmentState",
@@ -75,6 +77,7 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
         "SafetyReward",
         "StateSetError",
         "TaskCompletionReward",
+        "TrainingCallback",
         "TrainingConfig",
         "TrajectoryGroup",
         "ValueFunction",

@@ -94,6 +94,8 @@ def make_trainer(
     reward: RewardFunction | None = None,
     logger: Any = None,
     demonstrations: Sequence[Demonstration] = (),
+    eval_scenarios: Sequence[dict[str, Any]] = (),
+    eval_environment: ConversationEnvironment | None = None,
     **settings: Any,
 ) -> Trainer:
     defaults: dict[str, Any] = {
@@ -113,6 +115,8 @@ def make_trainer(
         TrainingConfig(**{**defaults, **settings}),
         logger=logger,
         demonstrations=demonstrations,
+        eval_scenarios=eval_scenarios,
+        eval_environment=eval_environment,
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import stateset_agents
 from stateset_agents.exceptions import ConfigurationError, TrainingError
+from stateset_agents.training import multi_turn_trainer
 from stateset_agents.training.callbacks import (
     CheckpointCallback,
     EarlyStoppingCallback,
@@ -72,3 +74,24 @@ def test_an_error_in_a_callback_ends_training(tiny_model_dir: Path) -> None:
 def test_early_stopping_on_a_metric_that_is_not_there_says_which_are(tiny_model_dir: Path) -> None:
     with pytest.raises(TrainingError, match=r"watches 'rewards'.*'reward/mean'"):
         train(make_trainer(tiny_model_dir, **SMALL), [EarlyStoppingCallback(metric="rewards")])
+
+
+def test_callbacks_are_where_a_reader_of_the_guide_looks() -> None:
+    for name in ("CheckpointCallback", "EarlyStoppingCallback", "TrainingCallback"):
+        assert getattr(stateset_agents, name) is getattr(multi_turn_trainer, name)
+
+
+def test_how_often_and_how_many_cannot_be_less_than_something() -> None:
+    with pytest.raises(ConfigurationError, match="keep at least 1"):
+        CheckpointCallback("x", keep=0)
+
+
+async def test_how_often_and_how_many_the_config_says(tiny_model_dir: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_model_dir, num_episodes=10, save_steps=2, save_total_limit=2)
+    callback = CheckpointCallback(tmp_path)
+
+    for number in range(1, 8):
+        trainer.step = number
+        await callback.on_step_end(trainer, {})
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_4", "step_6"]

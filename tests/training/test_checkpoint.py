@@ -70,8 +70,23 @@ def test_checkpoints_that_another_run_left_cost_this_one_none_of_its_own(tmp_pat
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"there is no folder .*nowhere to resume from"):
         load_checkpoint(tmp_path / "nowhere", FINGERPRINT)
+    with pytest.raises(CheckpointError, match="holds no checkpoint: name a folder step_<n>"):
+        load_checkpoint(tmp_path, FINGERPRINT)
+
+
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json"])
+def test_a_policy_is_not_a_checkpoint_and_the_one_beside_it_is_named(
+    tmp_path: Path, file: str
+) -> None:
+    step = save_checkpoint(tmp_path, checkpoint_of(3), keep=1)
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / file).write_text("{}")
+
+    with pytest.raises(CheckpointError, match="holds a policy without") as caught:
+        load_checkpoint(tmp_path / "final", FINGERPRINT)
+    assert str(step) in str(caught.value)
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,17 @@ def has_native_bfloat16(device: str = "cpu") -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & flags) and abilities != "DEFAULT"
 
 
+def has_native_float16(device: str = "cpu") -> bool:
+    """True where float16 products are done by the hardware."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return True
+    return torch.device(device).type == "cpu" and bool(
+        {"avx512_fp16", "amx_fp16", "asimdhp"} & _processor_flags()
+    )
+
+
 def resolve_dtype(dtype: DtypeName | torch.dtype, device: str = "cpu") -> torch.dtype:
     """The torch dtype of a setting; "auto" is bfloat16 where the hardware has it, else float32.
 

@@ -70,7 +70,7 @@ class LearnedReward(RewardFunction):
         max_batch_tokens: int = 1024,
         dtype: DtypeName = "auto",
     ) -> LearnedReward:
-        """Read a folder that `train_reward_model` wrote; safetensors only.
+        """Read a folder that `save`, or the step `train_reward_model`, wrote; safetensors only.
 
         It runs on the first CUDA device where there is one. `dtype` "auto" computes in bfloat16
         where the processor has it.
@@ -87,6 +87,12 @@ class LearnedReward(RewardFunction):
             name,
             max_batch_tokens=max_batch_tokens,
         )
+
+    def save(self, folder: Path | str) -> None:
+        """Write what `load` reads: safetensors, tokenizer, calibration. Weight and name are not of
+        the model and not in it.
+        """
+        self.network.save(Path(folder), self.tokenizer)
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None

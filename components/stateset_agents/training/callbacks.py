@@ -59,7 +59,14 @@ class TrainingCallback:
 
 
 class EarlyStoppingCallback(TrainingCallback):
-    """Stop when `metric` has not risen by more than `min_delta` for `patience` steps."""
+    """Stop when `metric` has not risen by more than `min_delta` for `patience` steps.
+
+    A metric of the held-out scenarios (`eval/reward/mean`) is there at evaluations only, and
+    `patience` counts these. Give two of them different `name`s.
+
+    Raises:
+        ConfigurationError: `patience` below 1, or `min_delta` below 0.
+    """
 
     def __init__(
         self, patience: int = 10, metric: str = "reward/mean", min_delta: float = 0.0
@@ -75,25 +82,31 @@ class EarlyStoppingCallback(TrainingCallback):
         self.best: float | None = None
         self.steps_without_gain = 0
 
+    async def on_train_start(self, trainer: Trainer) -> None:
+        """See that an evaluation's metric will come.
+
+        Raises:
+            ConfigurationError: it will not.
+        """
+        _check_evaluated(self.name, self.metric, trainer)
+
     async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Compare with the best so far.
 
         Raises:
             TrainingError: there is no such metric.
         """
-        if self.metric not in metrics:
-            raise TrainingError(
-                f"EarlyStoppingCallback watches {self.metric!r}, which is not measured: choose "
-                f"from {sorted(metrics)}"
-            )
-        value = metrics[self.metric]
+        value = _watched(self.name, self.metric, metrics)
+        if value is None:
+            return
         if self.best is None or value > self.best + self.min_delta:
             self.best, self.steps_without_gain = value, 0
             return
         self.steps_without_gain += 1
         if self.steps_without_gain >= self.patience:
+            what = "evaluations" if _is_evaluated(self.metric) else "steps"
             trainer.stop(
-                f"{self.metric} has not risen above {self.best:.4g} for {self.patience} steps"
+                f"{self.metric} has not risen above {self.best:.4g} for {self.patience} {what}"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,6 +121,9 @@ class EarlyStoppingCallback(TrainingCallback):
 class CheckpointCallback(TrainingCallback):
     """Save a checkpoint every `save_steps` steps (None: as the training config says) and at the
     end; keep the newest ones.
+
+    Raises:
+        ConfigurationError: `save_steps` below 0, or `keep` below 1.
     """
 
     runs_last = True
@@ -115,6 +131,11 @@ class CheckpointCallback(TrainingCallback):
     def __init__(
         self, save_dir: Path | str, save_steps: int | None = None, keep: int | None = None
     ) -> None:
+        if (save_steps is not None and save_steps < 0) or (keep is not None and keep < 1):
+            raise ConfigurationError(
+                f"CheckpointCallback(save_steps={save_steps}, keep={keep}): save_steps is at least "
+                "0 (only at the end), keep at least 1"
+            )
         self.save_dir = Path(save_dir)
         self.save_steps = save_steps
         self.keep = keep
@@ -128,6 +149,29 @@ class CheckpointCallback(TrainingCallback):
         every = trainer.config.save_steps if self.save_steps is None else self.save_steps
         if trainer.is_last_step or (every and trainer.step % every == 0):
             trainer.save_checkpoint(self.save_dir, keep=self.keep)
+
+
+def _watched(name: str, metric: str, metrics: Mapping[str, float]) -> float | None:
+    """The metric's value; None at a step without the evaluation that it is of."""
+    if metric in metrics:
+        return metrics[metric]
+    if _is_evaluated(metric) and "eval/reward/mean" not in metrics:
+        return None
+    raise TrainingError(
+        f"{name} watches {metric!r}, which is not measured: choose from {sorted(metrics)}"
+    )
+
+
+def _is_evaluated(metric: str) -> bool:
+    return metric.startswith("eval/")
+
+
+def _check_evaluated(name: str, metric: str, trainer: Trainer) -> None:
+    if _is_evaluated(metric) and trainer.config.eval_steps == 0:
+        raise ConfigurationError(
+            f"{name} watches {metric!r}, and eval_steps is 0, so nothing is evaluated: set "
+            "eval_steps, or watch another metric, such as reward/mean"
+        )
 
 
 def in_calling_order(callbacks: Sequence[TrainingCallback]) -> list[TrainingCallback]:

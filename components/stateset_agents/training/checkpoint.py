@@ -100,10 +100,7 @@ def load_checkpoint(path: Path, fingerprint: Mapping[str, str]) -> Checkpoint:
     """
     chosen = path if (path / "state.json").is_file() else _newest_of_run(path, fingerprint)
     if chosen is None:
-        raise CheckpointError(
-            f"{path} holds no checkpoint: name a folder step_<n> with a state.json, or the folder "
-            "that such folders are in"
-        )
+        raise CheckpointError(_no_checkpoint(path))
     try:
         state = json.loads((chosen / "state.json").read_text())
         checkpoint = Checkpoint(
@@ -125,6 +122,20 @@ def load_checkpoint(path: Path, fingerprint: Mapping[str, str]) -> Checkpoint:
             "was made with, or remove the checkpoint to start anew"
         )
     return checkpoint
+
+
+def _no_checkpoint(path: Path) -> str:
+    allowed = "name a folder step_<n> with a state.json, or the folder that such folders are in"
+    if not path.is_dir():
+        return f"there is no folder {path} to resume from: {allowed}"
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        beside = latest_checkpoint(path.parent)
+        found = f", such as {beside}" if beside else ""
+        return (
+            f"{path} holds a policy without what a run needs to go on (optimizer, random states): "
+            f"{allowed}{found}; to train it further from the start, name it as the agent's model"
+        )
+    return f"{path} holds no checkpoint: {allowed}"
 
 
 def differing_parts(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:

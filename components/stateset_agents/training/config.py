@@ -27,6 +27,11 @@ from stateset_agents.training.algorithms import (
     LossAggregation,
 )
 from stateset_agents.training.model_size import estimated_parameters
+from stateset_agents.training.monitoring_settings import (
+    MONITORING_SETTINGS,
+    MonitoringSettings,
+    problems_of_monitoring,
+)
 
 Credit = Literal["episode", "turn"]
 ImportanceSampling = Literal["truncate", "mask"]
@@ -35,18 +40,13 @@ KLEstimator = Literal["k1", "k2", "k3"]
 LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 # They say when to look and to save, not what is computed: a run may be resumed with others.
-SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    {
-        "save_steps",
-        "save_total_limit",
-        "logging_steps",
-        "kl_sample_rows",
-        "sampling_difference_limit",
-    }
-)
+SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS = MONITORING_SETTINGS | {
+    "kl_sample_rows",
+    "sampling_difference_limit",
+}
 
 
-class TrainingConfig(AlgorithmSettings):
+class TrainingConfig(AlgorithmSettings, MonitoringSettings):
     """How a policy is trained.
 
     An episode is one scenario visited: a group of `num_generations` conversations. One optimizer
@@ -174,7 +174,11 @@ class TrainingConfig(AlgorithmSettings):
     the mean of a step's tokens."""
 
     bf16: bool = True
-    """Compute in bfloat16; what the optimizer changes stays float32. False: all in float32."""
+    """Compute in bfloat16, on hardware that has it; what the optimizer changes stays float32.
+    False: all in float32."""
+    fp16: bool = False
+    """Compute in float16, with dynamic loss scaling, in place of bfloat16: for GPUs older than it.
+    Hardware that is slower at it than at float32 (most processors) gets float32 and a warning."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Tokens, padding included, that go through the model at once; a longer row goes alone.
     Changes memory and speed, not the gradient."""
@@ -192,20 +196,20 @@ class TrainingConfig(AlgorithmSettings):
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the layers to adapt (`["q_proj", "v_proj"]`), or every linear layer but the head."""
 
-    save_steps: int = Field(default=100, ge=0)
-    """Optimizer batches between checkpoints. 0: only at the end."""
-    save_total_limit: int = Field(default=2, ge=1)
-    """Checkpoints that are kept."""
-    logging_steps: int = Field(default=10, ge=1)
-    """Batches between two entries in the metric logger; the last one is always logged."""
-
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        self._choose_precision()
         problems = [
             *self._problems_of_algorithm(ALGORITHMS[self.algorithm]),
             *self._problems_of_corrections(),
+            *problems_of_monitoring(self),
             *problems_of_kl(self),
         ]
+        if self.bf16 and self.fp16:
+            problems.append(
+                "bf16=True and fp16=True contradict each other, a run computes in one format: set "
+                "bf16=True (wherever the hardware has it) or fp16=True, and the other False"
+            )
         if self.lora_dropout and not self.use_lora:
             problems.append(
                 f"lora_dropout={self.lora_dropout} has no effect with use_lora=False: "
@@ -220,16 +224,24 @@ class TrainingConfig(AlgorithmSettings):
             problems.append(
                 'lora_target_modules=[] adapts nothing: name layers, or give "all-linear"'
             )
+        problems += self._problems_of_length()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _choose_precision(self) -> None:
+        """`fp16` takes the place of a `bf16` that nobody has set."""
+        if self.fp16 and "bf16" not in self.model_fields_set:
+            self.__dict__["bf16"] = False  # an assignment would check again, and never end
+
+    def _problems_of_length(self) -> Iterator[str]:
         if self.groups_per_step > self.num_episodes:
-            problems.append(
+            yield (
                 f"one optimizer step takes {self.groups_per_step} scenarios "
                 f"(per_device_train_batch_size={self.per_device_train_batch_size} x "
                 f"gradient_accumulation_steps={self.gradient_accumulation_steps}) but "
                 f"num_episodes={self.num_episodes}: raise num_episodes or lower one of the factors"
             )
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
 
     def _problems_of_algorithm(self, row: AlgorithmRow) -> Iterator[str]:
         if self.credit == "turn" and not row.can_credit_turns:

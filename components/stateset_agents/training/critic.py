@@ -203,9 +203,13 @@ def _own_model(policy: Policy, config: TrainingConfig, model_name: str) -> Polic
             f"of {ours}: a critic reads the policy's token ids, so name a model with the same "
             "tokenizer, or leave critic_model out"
         )
-    without_reference = {"kl_coefficient": 0.0, "kl_sample_rows": 0}
-    bf16 = policy.dtype is torch.bfloat16
-    return Policy(model, config.model_copy(update={**without_reference, "bf16": bf16}))
+    as_the_policy = {
+        "kl_coefficient": 0.0,
+        "kl_sample_rows": 0,
+        "bf16": policy.dtype is torch.bfloat16,
+        "fp16": policy.dtype is torch.float16,
+    }
+    return Policy(model, config.model_copy(update=as_the_policy))
 
 
 @torch.no_grad()

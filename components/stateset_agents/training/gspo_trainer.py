@@ -6,14 +6,14 @@ other, and the trainer is the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stateset_agents.core.agent import MultiTurnAgent
-from stateset_agents.core.environment import Environment
+from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.training.callbacks import TrainingCallback
 from stateset_agents.training.config import TrainingConfig
@@ -30,16 +30,14 @@ class GSPOConfig(TrainingConfig):
     num_outer_iterations: int = Field(default=100, ge=1)
     """Batches of conversations in the whole run, instead of `num_episodes` and `num_epochs`."""
 
-    @model_validator(mode="after")
-    def _length_is_said_once(self) -> Self:
+    def _problems_of_length(self) -> Iterator[str]:
         given = sorted({"num_episodes", "num_epochs"} & self.model_fields_set)
         if given:
-            raise ValueError(
+            yield (
                 f"{' and '.join(given)} cannot work here: a GSPOConfig says how long "
                 "training lasts by num_outer_iterations; leave them out, or use "
                 'TrainingConfig(algorithm="gspo")'
             )
-        return self
 
     @property
     def total_steps(self) -> int:
@@ -55,11 +53,22 @@ async def train_with_gspo(
     *,
     callbacks: Sequence[TrainingCallback] = (),
     resume_from: Path | str | None = None,
+    eval_scenarios: Sequence[Scenario] = (),
+    eval_environment: Environment | None = None,
 ) -> MultiTurnAgent:
     """Train `agent` over whole conversations in `environment`, and return it.
+
+    `callbacks`, `resume_from`, `eval_scenarios` and `eval_environment` are those of `train`.
 
     Raises:
         StateSetError: what `Trainer.train` raises.
     """
-    trainer = MultiTurnGRPOTrainer(agent, environment, reward_model, config)
+    trainer = MultiTurnGRPOTrainer(
+        agent,
+        environment,
+        reward_model,
+        config,
+        eval_scenarios=eval_scenarios,
+        eval_environment=eval_environment,
+    )
     return await trainer.train(callbacks, resume_from=resume_from)

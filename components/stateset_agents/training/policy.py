@@ -36,8 +36,8 @@ class Policy:
     `trainable` maps names to the parameters that the optimizer changes; after it did, `refresh`
     brings the computing weights up to date. `longest_packed_row` tells for which rows
     `packed_states` works, in tokens; 0 for none. The model computes in bfloat16 if `config.bf16`,
-    else in float32, and never with its own dropout: the policy that is updated is the one that
-    sampled.
+    in float16 if `config.fp16`, else in float32, and never with its own dropout: the policy that is
+    updated is the one that sampled.
     """
 
     def __init__(self, model: PreTrainedModel, config: TrainingConfig) -> None:
@@ -47,7 +47,7 @@ class Policy:
             ConfigurationError: LoRA targets that the model does not have, or a model whose head is
                 more than one matrix product.
         """
-        self.dtype = torch.bfloat16 if config.bf16 else torch.float32
+        self.dtype = _dtype_of(config)
         self.model: Any = model.to(dtype=self.dtype).eval()  # type: ignore[call-arg]
         self.model.requires_grad_(False)
         self._masters: dict[str, torch.nn.Parameter] = {}
@@ -264,3 +264,9 @@ class Policy:
                 f"{type(self.model).__name__} changes its logits after the output layer (a bias, "
                 "a cap or a scale), which training does not reproduce: use another model"
             )
+
+
+def _dtype_of(config: TrainingConfig) -> torch.dtype:
+    if config.fp16:
+        return torch.float16
+    return torch.bfloat16 if config.bf16 else torch.float32

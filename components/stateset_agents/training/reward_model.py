@@ -1,31 +1,26 @@
 """Training a reward model on preference pairs, after Bradley and Terry (1952).
 
-Owns the loss, the loop and what is measured on held-out pairs; the files of a report are the
-step's. The lower layers of the base model are frozen, so their output is computed once for every
-pair and kept; training runs the top layers alone. Both answers of a pair, and pairs that begin
-alike, share the work on their common beginning (`rewards.prefix_tree`).
+Owns the loss and what is measured on held-out pairs; the files of a report are the step's, the
+loop `reward_model_fit`'s. Both answers of a pair, and pairs that begin alike, share the work on
+their common beginning (`rewards.prefix_tree`).
 
-Notation: P pairs, S sequences, T tokens of a pack, H hidden size.
+Notation: P pairs.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from stateset_agents.data.schemas import PreferencePair
-from stateset_agents.exceptions import DataError, NonFiniteLossError
+from stateset_agents.exceptions import DataError
 from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.loading import load_model, load_tokenizer
-from stateset_agents.rewards.prefix_tree import Pack, pack_sequences
 from stateset_agents.rewards.reward_network import RewardNetwork, conversation_tokens
 from stateset_agents.training.reward_model_body import SplitBody, keep_layers
 from stateset_agents.training.reward_model_calibration import (
@@ -35,11 +30,18 @@ from stateset_agents.training.reward_model_calibration import (
     fit_calibration,
 )
 from stateset_agents.training.reward_model_config import RewardModelConfig
+from stateset_agents.training.reward_model_fit import (
+    LossOfPack,
+    PackLoss,
+    Progress,
+    fit,
+    frozen_pass,
+    new_head,
+    scores_of,
+    silent,
+)
 
 MIN_PAIRS = 8
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Told the stage, how much of it is done, of how much, and the numbers so far."""
 
 
 def bradley_terry_loss(
@@ -87,19 +89,6 @@ class TrainedRewardModel:
         self.network.save(folder, self.tokenizer)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _PairPack:
-    """A pack of whole pairs with what the frozen layers made of it.
-
-    `pair_indices` are P numbers; sequences 2p and 2p + 1 of the pack are pair p's answers. `hidden`
-    is `(1, T, H)` or None where nothing is frozen apart.
-    """
-
-    pack: Pack
-    pair_indices: tuple[int, ...]
-    hidden: torch.Tensor | None
-
-
 def train_reward_model(
     pairs: Sequence[PreferencePair],
     heldout_pairs: Sequence[PreferencePair],
@@ -118,21 +107,26 @@ def train_reward_model(
         NonFiniteLossError: the loss is NaN or infinite; the weights were not touched by it.
     """
     _check_counts(pairs, heldout_pairs)
-    progress = on_progress or _silent
+    progress = on_progress or silent
     tokenizer = load_tokenizer(base_folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     body: Any = load_model(base_folder, dtype=config.dtype, device=device).base_model
     keep_layers(body, config.base_layers)
     split = SplitBody(body, config.trained_layers)
-    head = _new_head(body.config.hidden_size, config.seed).to(device)
+    head = new_head(body.config.hidden_size, config.seed).to(device)
 
     training, calibrating = _keep_back(pairs, config)
     stages = {"train": training, "calibrate": calibrating, "heldout": list(heldout_pairs)}
-    packs = _frozen_pass(stages, tokenizer, split, config, progress)
-    curve = _fit(packs["train"], training, split, head, config, progress)
+    tokens = {name: _tokens(some, tokenizer, config.max_tokens) for name, some in stages.items()}
+    packs = frozen_pass(tokens, split, config, progress, unit=2)
+    loss_of = _pair_loss(training, config, device)
+    curve = fit(packs["train"], loss_of, split, head, config, progress)
     split.merge()
 
-    scores = {name: _scores(packs[name], split, head, len(stages[name])) for name in stages}
+    scores = {}
+    for name, pairs_of_stage in stages.items():
+        both = scores_of(packs[name], split, head, 2 * len(pairs_of_stage))
+        scores[name] = (both[0::2], both[1::2])
     calibration = fit_calibration(*scores["calibrate"])
     network = RewardNetwork(body, head, config.max_tokens, calibration).eval()
     probabilities = torch.sigmoid(_difference(scores["heldout"]) / calibration.temperature)
@@ -152,23 +146,12 @@ def train_reward_model(
 def _check_counts(pairs: Sequence[PreferencePair], heldout: Sequence[PreferencePair]) -> None:
     problems = [
         f"{len(given)} {name} preference pairs were given; a reward model needs at least "
-        f"{MIN_PAIRS}, add pairs to data/preferences"
+        f"{MIN_PAIRS} of each, add pairs (of the retraining line: to data/preferences)"
         for name, given in (("training", pairs), ("held-out", heldout))
         if len(given) < MIN_PAIRS
     ]
     if problems:
         raise DataError(problems)
-
-
-def _silent(stage: str, done: int, total: int, numbers: dict[str, float]) -> None:
-    pass
-
-
-def _new_head(hidden_size: int, seed: int) -> nn.Linear:
-    head = nn.Linear(hidden_size, 1, bias=False)
-    generator = torch.Generator().manual_seed(seed)
-    head.weight.data = torch.randn(1, hidden_size, generator=generator) / hidden_size
-    return head
 
 
 def _keep_back(
@@ -178,30 +161,6 @@ def _keep_back(
     order = torch.randperm(len(pairs), generator=generator).tolist()
     kept = max(2, round(config.calibration_share * len(pairs)))
     return [pairs[i] for i in sorted(order[kept:])], [pairs[i] for i in sorted(order[:kept])]
-
-
-def _frozen_pass(
-    stages: dict[str, list[PreferencePair]],
-    tokenizer: ChatTokenizer,
-    split: SplitBody,
-    config: RewardModelConfig,
-    progress: Progress,
-) -> dict[str, list[_PairPack]]:
-    """Tokens and packs of every pair, with the frozen layers' output for each pack."""
-    packs = {
-        name: pack_sequences(_tokens(pairs, tokenizer, config.max_tokens), config.pack_tokens)
-        for name, pairs in stages.items()
-    }
-    total = sum(len(pack.token_ids) for some in packs.values() for pack in some)
-    done = 0
-    finished: dict[str, list[_PairPack]] = {name: [] for name in packs}
-    for name, some in packs.items():
-        for pack in some:
-            pair_indices = tuple(index // 2 for index in pack.sequence_indices[::2])
-            finished[name].append(_PairPack(pack, pair_indices, split.frozen(pack)))
-            done += len(pack.token_ids)
-            progress("frozen layers", done, total, {})
-    return finished
 
 
 def _tokens(
@@ -224,101 +183,21 @@ def _tokens(
     return groups
 
 
-def _fit(
-    packs: Sequence[_PairPack],
-    pairs: Sequence[PreferencePair],
-    split: SplitBody,
-    head: nn.Linear,
-    config: RewardModelConfig,
-    progress: Progress,
-) -> list[dict[str, float]]:
+def _pair_loss(
+    pairs: Sequence[PreferencePair], config: RewardModelConfig, device: str
+) -> LossOfPack:
+    """The loss of a pack, whose sequences 2p and 2p + 1 of all are pair p's answers."""
     margins = torch.tensor(
-        [float(pair.metadata.get("margin", 0.0)) for pair in pairs], device=head.weight.device
+        [float(pair.metadata.get("margin", 0.0)) for pair in pairs], device=device
     )
-    layers = split.trained_parameters()
-    parameters = [*layers, *head.parameters()]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": layers, "lr": config.learning_rate},
-            {"params": list(head.parameters()), "lr": config.head_learning_rate},
-        ],
-        weight_decay=config.weight_decay,
-    )
-    batches = list(_batches(packs, config))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate_factor(step, len(batches))
-    )
-    curve: list[dict[str, float]] = []
-    for step, (epoch, batch) in enumerate(batches, start=1):
-        count = sum(len(one.pair_indices) for one in batch)
-        loss_sum, correct = 0.0, 0
-        for one in batch:
-            chosen, rejected = _pair_scores(one, split, head, split.autocast())
-            loss = bradley_terry_loss(
-                chosen, rejected, margins[list(one.pair_indices)], config.center_coefficient
-            ) * (len(chosen) / count)
-            loss.backward()
-            loss_sum += loss.item()
-            correct += int((chosen > rejected).sum())
-        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        if not math.isfinite(loss_sum) or not math.isfinite(norm.item()):
-            raise NonFiniteLossError(
-                f"the reward model's loss is {loss_sum} and its gradient's norm {norm.item()} in "
-                f"step {step}; lower reward_model.learning_rate or use dtype float32"
-            )
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        numbers = {"loss": loss_sum, "accuracy": correct / count}
-        curve.append({"step": float(step), "epoch": float(epoch), **numbers})
-        progress("training", step, len(batches), numbers)
-    return curve
 
+    def loss_of(scores: torch.Tensor, indices: Sequence[int]) -> PackLoss:
+        chosen, rejected = scores[0::2], scores[1::2]
+        own = margins[[index // 2 for index in indices[::2]]]
+        loss = bradley_terry_loss(chosen, rejected, own, config.center_coefficient)
+        return PackLoss(loss, len(chosen), int((chosen > rejected).sum()))
 
-def _batches(
-    packs: Sequence[_PairPack], config: RewardModelConfig
-) -> Iterator[tuple[int, list[_PairPack]]]:
-    """Packs in a new order each epoch, taken together until they hold `batch_pairs` pairs."""
-    generator = torch.Generator().manual_seed(config.seed + 2)
-    for epoch in range(config.num_epochs):
-        batch: list[_PairPack] = []
-        for index in torch.randperm(len(packs), generator=generator).tolist():
-            batch.append(packs[index])
-            if sum(len(one.pair_indices) for one in batch) >= config.batch_pairs:
-                yield epoch, batch
-                batch = []
-        if batch:
-            yield epoch, batch
-
-
-def _rate_factor(step: int, total: int) -> float:
-    warmup = max(1, total // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return (total - step) / max(1, total - warmup)
-
-
-def _pair_scores(
-    one: _PairPack, split: SplitBody, head: nn.Linear, precision: AbstractContextManager[None]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores `(P,)` of a pack's chosen and rejected answers."""
-    with precision:
-        hidden = split.trained(one.pack, one.hidden)
-    values = head(hidden[one.pack.last_nodes].float()).squeeze(-1)
-    return values[0::2], values[1::2]
-
-
-@torch.inference_mode()
-def _scores(
-    packs: Sequence[_PairPack], split: SplitBody, head: nn.Linear, count: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Raw scores `(P,)` float64 of all pairs, by the weights that will be saved."""
-    chosen, rejected = torch.zeros(2, count, dtype=torch.float64)
-    for one in packs:
-        indices = list(one.pair_indices)
-        first, second = _pair_scores(one, split, head, split.autocast(enabled=False))
-        chosen[indices], rejected[indices] = first.cpu().double(), second.cpu().double()
-    return chosen, rejected
+    return loss_of
 
 
 def _difference(scores: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

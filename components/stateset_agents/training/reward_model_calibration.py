@@ -2,7 +2,7 @@
 
 Owns the temperature (Guo et al. 2017), the reliability curve and its error.
 
-Notation: P pairs.
+Notation: P pairs, N answers.
 """
 
 from __future__ import annotations
@@ -44,6 +44,32 @@ def fit_calibration(chosen: torch.Tensor, rejected: torch.Tensor) -> Calibration
 
     temperature = math.exp(_minimise(cross_entropy, _LOWEST, _HIGHEST))
     return Calibration(torch.cat([chosen, rejected]).mean().item(), temperature)
+
+
+def fit_rated_calibration(scores: torch.Tensor, labels: torch.Tensor) -> Calibration:
+    """Temperature and centre from raw scores `(N,)` of rated answers that were not trained on, and
+    their labels in [0, 1]: Platt scaling (1999), a logistic regression on the score with his
+    targets, `(G + 1) / (G + 2)` and `1 / (B + 2)` for G good and B bad answers in place of 1 and 0.
+    """
+    values = scores.double()
+    good = labels.double().sum()
+    high, low = (good + 1) / (good + 2), 1 / (len(labels) - good + 2)
+    targets = low + labels.double() * (high - low)
+
+    def cross_entropy(log_temperature: float, shift: float) -> float:
+        logits = values / math.exp(log_temperature) - shift
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, targets).item()
+
+    def best_shift(log_temperature: float) -> float:
+        scaled = values / math.exp(log_temperature)
+        limits = scaled.min().item() - 10, scaled.max().item() + 10
+        return _minimise(lambda shift: cross_entropy(log_temperature, shift), *limits)
+
+    log_temperature = _minimise(
+        lambda value: cross_entropy(value, best_shift(value)), _LOWEST, _HIGHEST
+    )
+    temperature = math.exp(log_temperature)
+    return Calibration(best_shift(log_temperature) * temperature, temperature)
 
 
 def calibration_curve(probabilities: torch.Tensor, max_bins: int = 8) -> list[CalibrationBin]:

@@ -25,6 +25,7 @@ from stateset_agents.training.logprobs import TokenLogprobs, batch_logprobs
 from stateset_agents.training.losses import TokenLosses, kl_divergence
 from stateset_agents.training.objective import Objective, objective_of, weighted_loss
 from stateset_agents.training.policy import Policy
+from stateset_agents.training.precision import LossScale
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     accelerator: Accelerator
     critic: Critic | None = None
+    loss_scale: LossScale | None = None
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -80,7 +82,8 @@ def make_learner(policy: Policy, config: TrainingConfig, critic: Critic | None =
         weight_decay=config.weight_decay,
     )
     prepared = accelerator.prepare_optimizer(optimizer)
-    return Learner(policy, config, objective_of(config), prepared, accelerator, critic)
+    scale = LossScale() if policy.dtype is torch.float16 else None
+    return Learner(policy, config, objective_of(config), prepared, accelerator, critic, scale)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -103,15 +106,29 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
     `clipped_fraction`, `ratio_max`, `kl_to_reference` (when the objective has a KL term),
     `value_loss` (with a critic; not part of `loss`),
     `sampling_difference_mean` and `_max` (absolute, engine's log-probs against these), `grad_norm`
-    before clipping, `learning_rate`.
+    before clipping, `learning_rate`, `loss_scale` (in float16).
 
     Raises:
         NonFiniteLossError: loss or gradient is NaN or infinite. The weights are as they were.
     """
+    scale, batch = learner.loss_scale, batch.to(learner.policy.device)
+    logprobs, sums = _gradients(learner, batch)
+    while scale is not None and not scale.unscale(learner.trainable.values()):
+        logprobs, sums = _gradients(learner, batch)
+    norm = optimizer_step(learner, rate)
+    return StepResult(logprobs, _finish(sums, norm, rate))
+
+
+def _gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Stages 1 to 4: the policy's log-probs `(B, T)` and what was measured; gradients are there,
+    times the loss scale.
+    """
     policy, config = learner.policy, learner.config
-    batch = batch.to(policy.device)
     logprobs = torch.zeros_like(batch.sampling_logprobs)
     sums: dict[str, float] = defaultdict(float)
+    scale = 1.0 if learner.loss_scale is None else learner.loss_scale.value
+    if learner.loss_scale is not None:
+        sums["loss_scale"] = scale
     learner.optimizer.zero_grad()
     policy.train_mode(True)
 
@@ -132,10 +149,8 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
             loss = loss + value_loss
         # 4. gradients add up over the micro-batches
         check_finite(learner, loss.item(), "loss")
-        learner.accelerator.backward(loss)
-
-    norm = optimizer_step(learner, rate)
-    return StepResult(logprobs, _finish(sums, norm, rate))
+        learner.accelerator.backward(loss * scale)
+    return logprobs, sums
 
 
 def optimizer_step(learner: Learner, rate: float) -> float:
@@ -233,6 +248,8 @@ def _finish(sums: dict[str, float], norm: float, rate: float) -> dict[str, float
         "grad_norm": norm,
         "learning_rate": rate,
     }
+    if "loss_scale" in sums:
+        metrics["loss_scale"] = sums["loss_scale"]
     if "kl" in sums:
         metrics["kl_to_reference"] = sums["kl"] / tokens
     if "value_loss" in sums:

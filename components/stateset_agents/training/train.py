@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stateset_agents.core.agent import MultiTurnAgent
-from stateset_agents.core.environment import Environment
+from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.training.callbacks import TrainingCallback
@@ -28,6 +28,8 @@ async def train(
     config: TrainingConfig | None = None,
     callbacks: Sequence[TrainingCallback] = (),
     resume_from: Path | str | None = None,
+    eval_scenarios: Sequence[Scenario] = (),
+    eval_environment: Environment | None = None,
     **settings: Any,
 ) -> MultiTurnAgent:
     """Train `agent` on conversations in `environment`, and return it.
@@ -42,6 +44,8 @@ async def train(
         config: all settings; leaves no room for a profile or single ones.
         callbacks: called between steps.
         resume_from: a checkpoint, or a folder of them.
+        eval_scenarios: what `eval_steps` plays, in `eval_environment` or in `environment`.
+        eval_environment: whose scenarios are played where `eval_scenarios` names none.
         **settings: single settings of `TrainingConfig`, over the profile's.
 
     Raises:
@@ -62,5 +66,12 @@ async def train(
         if num_episodes is not None:
             config = config.model_copy(update={"num_episodes": num_episodes})
             config = type(config)(**config.model_dump())  # a copy is not checked
-    trainer = MultiTurnGRPOTrainer(agent, environment, reward_fn, config)
+    trainer = MultiTurnGRPOTrainer(
+        agent,
+        environment,
+        reward_fn,
+        config,
+        eval_scenarios=eval_scenarios,
+        eval_environment=eval_environment,
+    )
     return await trainer.train(callbacks, resume_from=resume_from)

@@ -14,12 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stateset_agents import debug
 from stateset_agents.core.agent import MultiTurnAgent
-from stateset_agents.core.environment import Environment
+from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import ConfigurationError, TrainingError
-from stateset_agents.inference.loading import has_native_bfloat16, load_model
+from stateset_agents.inference.loading import load_model
+from stateset_agents.tracking.reports import check_installed, open_reports
 from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRows, step_rows
@@ -30,16 +32,20 @@ from stateset_agents.training.critic import (
     make_critic,
     value_function_fingerprint,
 )
+from stateset_agents.training.debug_checks import check_batch, tell_conversations
 from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
+from stateset_agents.training.held_out import HeldOutEvaluation
 from stateset_agents.training.metrics import (
     reward_metrics,
     rollout_metrics,
     row_metrics,
     with_rates,
 )
+from stateset_agents.training.model_check import check_model
 from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
+from stateset_agents.training.precision import computing_dtype
 from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
@@ -89,6 +95,8 @@ class Trainer:
         logger: MetricLogger | None = None,
         fingerprint: Mapping[str, str] | None = None,
         demonstrations: Sequence[Demonstration] = (),
+        eval_scenarios: Sequence[Scenario] = (),
+        eval_environment: Environment | None = None,
         value_function: ValueFunction | None = None,
     ) -> None:
         """`value_function` makes a critic the baseline of any algorithm: advantages are those of
@@ -100,13 +108,16 @@ class Trainer:
 
         `fingerprint` adds digests to what tells this run's checkpoints from another's: of
         anything that decides the result and that the trainer cannot see (a reward's weights).
-        `demonstrations` are what `warm_start_steps` imitates.
+        `demonstrations` are what `warm_start_steps` imitates. `eval_scenarios` and
+        `eval_environment` are what `eval_steps` plays, see `held_out.HeldOutEvaluation`.
 
         Raises:
             ConfigurationError: settings of agent and training that contradict each other, a warm
                 start without demonstrations, or a value function beside settings for another.
         """
+        debug.apply()
         _check_agent(agent)
+        check_installed(config.reports)
         if config.warm_start_steps and not demonstrations:
             raise ConfigurationError(
                 f"warm_start_steps={config.warm_start_steps} needs demonstrations, and none were "
@@ -132,6 +143,14 @@ class Trainer:
         self._agent_speaks = False
         self._player = RolloutPlayer(
             agent, environment, reward_function, self.config, self._tell_episode
+        )
+        self._held_out = HeldOutEvaluation(
+            agent,
+            environment,
+            reward_function,
+            self.config,
+            scenarios=eval_scenarios,
+            environment=eval_environment,
         )
         # The next step's conversations, where they were played before this step's update.
         self._ahead: StepRollout | None = None
@@ -185,6 +204,7 @@ class Trainer:
             "best": self.best,
             "stop_reason": self.stop_reason,
             "ahead": None if self._ahead is None else self._ahead.to_json(),
+            "loss_scale": learner.loss_scale and learner.loss_scale.state_dict(),
         }
         return checkpoints.save_checkpoint(
             Path(folder),
@@ -238,21 +258,32 @@ class Trainer:
         self.agent.engine.update_weights(learner.policy.named_merged_weights())
         for callback in self._callbacks:
             await callback.on_train_start(self)
-        while not self.is_last_step:
-            metrics = await self._run_step(learner)
-            self.step += 1
-            self._keep_best(metrics)
-            for callback in self._callbacks:
-                if not callback.runs_last:
-                    await callback.on_step_end(self, metrics)
-            if self.logger and (self.step % self.config.logging_steps == 0 or self.is_last_step):
-                self.logger.log(self.step, metrics)
-            for callback in self._callbacks:
-                if callback.runs_last:
-                    await callback.on_step_end(self, metrics)
+        settings = {"train": self.config.model_dump(), "agent": self.agent.config.model_dump()}
+        with open_reports(self.config.report_plan(settings)) as reports:
+            while not self.is_last_step:
+                metrics = await self._run_step(learner)
+                self.step += 1
+                self._keep_best(metrics)
+                if self._held_out.is_due(self.step, is_last_step=self.is_last_step):
+                    metrics |= await self._held_out.measure()
+                await self._tell_step(metrics, reports)
         for callback in self._callbacks:
             await callback.on_train_end(self)
         return self.agent
+
+    async def _tell_step(self, metrics: Mapping[str, float], reports: MetricLogger) -> None:
+        """Callbacks, logger and reports, then the callbacks that run last."""
+        for callback in self._callbacks:
+            if not callback.runs_last:
+                await callback.on_step_end(self, metrics)
+        is_due = self.step % self.config.logging_steps == 0 or "eval/reward/mean" in metrics
+        if is_due or self.is_last_step:
+            reports.log(self.step, metrics)
+            if self.logger:
+                self.logger.log(self.step, metrics)
+        for callback in self._callbacks:
+            if callback.runs_last:
+                await callback.on_step_end(self, metrics)
 
     async def _warm_start(self, learner: Learner) -> None:
         """Imitate the demonstrations. No checkpoint falls into it: killed, it is done again."""
@@ -274,6 +305,7 @@ class Trainer:
         staleness = 0 if self._ahead is None else 1
         rollout = self._ahead or await self._player.play(self.step)
         self.groups = rollout.groups
+        tell_conversations(self.step + 1, self.groups)
         # 2. rows, and what length costs
         rows = step_rows(self.groups, config)
         _check_rows(rows, config)
@@ -290,6 +322,7 @@ class Trainer:
             pad_token_id=self.agent.engine.tokenizer.pad_token_id,
             temperature=self.agent.config.temperature,
         )
+        check_batch(batch, len(learner.policy.head_weight))
         # 4. optimizer steps, the next step's conversations beside them if they may be stale
         policy_metrics = await self._update_and_play_ahead(learner, batch, seconds)
         self._warn_of_sampling(policy_metrics, staleness)
@@ -368,14 +401,12 @@ class Trainer:
         if self._learner is None:
             config = self.config
             device = _device_of(self.agent)
-            bf16 = config.bf16 and has_native_bfloat16(device)
-            model = load_model(
-                self.agent.config.model_name,
-                dtype="bfloat16" if bf16 else "float32",
-                device=device,
-            )
+            dtype = computing_dtype(config, device)
+            model = load_model(self.agent.config.model_name, dtype=dtype, device=device)
+            check_model(model, config)
             self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
-            policy = Policy(model, config.model_copy(update={"bf16": bf16}))
+            formats = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
+            policy = Policy(model, config.model_copy(update=formats))
             model_name = self.agent.config.model_name
             critic = make_critic(policy, config, model_name, self._value_function)
             self._learner = make_learner(policy, config, critic)
@@ -406,6 +437,8 @@ class Trainer:
         self.stop_reason = saved.state["stop_reason"]
         ahead = saved.state["ahead"]
         self._ahead = None if ahead is None else StepRollout.from_json(ahead)
+        if learner.loss_scale is not None:
+            learner.loss_scale.load_state_dict(saved.state["loss_scale"])
         self.step = saved.step
         checkpoints.restore_random_states(saved.state["random"])
 
