@@ -20,19 +20,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
-from stateset_agents.core.environment import ConversationEnvironment
 from stateset_agents.data.readers import read_preferences, read_scenarios
 from stateset_agents.exceptions import PipelineError
-from stateset_agents.rewards.build import build_reward
 from stateset_agents.run_config import RunConfig
-from stateset_agents.tracking.lineage import collect_lineage, fingerprint
+from stateset_agents.tracking.lineage import collect_lineage
 from stateset_agents.tracking.loggers import CompositeLogger, JsonlLogger
 from stateset_agents.tracking.mlflow_run import RUN_LINK, TrackedRun, read_link, start_run
 from stateset_agents.training.callbacks import CheckpointCallback, TrainingCallback
-from stateset_agents.training.checkpoint import digest, latest_checkpoint, matches
+from stateset_agents.training.checkpoint import latest_checkpoint, matches
 from stateset_agents.training.conversation_samples import ConversationSamples
-from stateset_agents.training.demonstrations import Demonstration
+from stateset_agents.training.final_policy import write_policy
+from stateset_agents.training.from_sections import make_trainer
 from stateset_agents.training.progress import ProgressBar
 from stateset_agents.training.trainer import Trainer
 from tasks import entry, paths
@@ -92,35 +90,15 @@ def _check_inputs(config: RunConfig) -> None:
 
 
 def _make_trainer(config: RunConfig) -> Trainer:
-    scenarios = [scenario.model_dump() for scenario in read_scenarios(SCENARIOS)]
-    learned = config.rewards.weights.learned > 0
-    environment = ConversationEnvironment(
-        scenarios, max_turns=2 * max(len(scenario["user_responses"]) for scenario in scenarios)
+    return make_trainer(
+        base_model=paths.BASE_MODEL,
+        scenarios=read_scenarios(SCENARIOS),
+        agent=config.agent,
+        rewards=config.rewards,
+        train=config.train,
+        reward_model=paths.REWARD_MODEL,
+        pairs=read_preferences(PAIRS) if config.train.warm_start_steps else (),
     )
-    rewarded_by: dict[str, Any] = {"settings": config.rewards.model_dump()}
-    if learned:
-        rewarded_by["model"] = fingerprint(paths.REWARD_MODEL)
-    return Trainer(
-        MultiTurnAgent(AgentConfig(model_name=str(paths.BASE_MODEL), **config.agent.model_dump())),
-        environment,
-        build_reward(config.rewards, paths.REWARD_MODEL if learned else None),
-        config.train,
-        fingerprint={"rewards": digest(rewarded_by)},
-        demonstrations=_demonstrations(config),
-    )
-
-
-def _demonstrations(config: RunConfig) -> list[Demonstration]:
-    """The preferred answers of the training pairs; none where there is no warm start."""
-    if config.train.warm_start_steps == 0:
-        return []
-    return [
-        Demonstration(
-            tuple({"role": message.role, "content": message.content} for message in pair.prompt),
-            pair.chosen[-1].content,
-        )
-        for pair in read_preferences(PAIRS)
-    ]
 
 
 def _fitting_checkpoint(trainer: Trainer) -> Path | None:
@@ -166,21 +144,12 @@ async def _train_and_close(
 
 
 def _write_policy(folder: Path, trainer: Trainer, config: RunConfig, run_id: str) -> None:
-    trainer.policy.save(folder)
-    trainer.agent.tokenizer.hf.save_pretrained(folder)
     described = {
         "base_model": str(paths.BASE_MODEL),
         "base_model_source": config.base_model.source,
-        "kind": "adapter" if config.train.use_lora else "model",
-        "algorithm": config.train.algorithm,
-        "steps": trainer.step,
-        "stop_reason": trainer.stop_reason,
         "mlflow_run_id": run_id,
-        "fingerprint": trainer.fingerprint,
-        "train": config.train.model_dump(),
-        "agent": config.agent.model_dump(),
     }
-    (folder / "policy.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    write_policy(folder, trainer, described)
 
 
 def _write_report(trainer: Trainer, samples: ConversationSamples) -> dict[str, float]:

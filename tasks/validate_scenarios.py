@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -32,6 +32,7 @@ from stateset_agents.data.splits import (
 )
 from stateset_agents.exceptions import DataError
 from stateset_agents.run_config import RunConfig
+from stateset_agents.tracking.artifact_store import fetch_data
 from tasks import entry, paths
 from tasks.expectations import Expectation, Table, Verdict, temporary_folder, validate
 from tasks.folders import naming
@@ -81,7 +82,7 @@ def _read_all(settings: DataConfig, work: Path) -> tuple[Located, LocatedPairs, 
     problems: list[str] = []
 
     def fetch(address: str) -> Path:
-        return _fetch(address, work)
+        return fetch_data(address, work)
 
     scenarios: Located = []
     pairs: list[LocatedPairs] = [[], []]
@@ -113,21 +114,6 @@ def _collect(problems: list[str]) -> Iterator[None]:
         yield
     except DataError as error:
         problems += error.problems
-
-
-def _fetch(address: str, work: Path) -> Path:
-    """Bring an `s3://` file or folder into the working folder."""
-    from stateset_agents.tracking.artifact_store import open_store
-
-    target = work / "fetched" / address.removeprefix("s3://").strip("/")
-    name = PurePosixPath(address).name
-    if name.endswith((".jsonl", ".json")):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        open_store(address.removesuffix(f"/{name}")).download_file(name, target)
-    else:
-        target.mkdir(parents=True, exist_ok=True)
-        open_store(address).download_folder("", target)
-    return target
 
 
 def _scenario_rows(scenarios: Located) -> pd.DataFrame:

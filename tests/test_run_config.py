@@ -37,11 +37,31 @@ def test_params_yaml_names_every_section_that_a_step_reads() -> None:
     assert read <= set(sections)
 
 
-def test_the_starter_file_holds_every_parameter_at_its_default(tmp_path: Path) -> None:
+def test_the_starter_file_holds_every_parameter_and_names_the_default_it_leaves(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "config.yaml"
     run_config.write_starter(path)
-    assert run_config.load(path) == RunConfig()
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert run_config.load(path) == run_config.starter()
+    text = path.read_text(encoding="utf-8")
+    assert '  # Default: ["data/scenarios"]\n  sources: ["builtin:customer_service"]\n' in text
+    assert "  # Default: 1000\n  num_episodes: 32\n" in text
+    # what is not called another than the default is the default
+    lines = text.splitlines()
+    others = sum(line.lstrip().startswith("# Default:") for line in lines)
+    written = yaml.safe_load(text)
+    usual = RunConfig().model_dump(mode="json")
+    differing = [
+        (section, key)
+        for section, values in usual.items()
+        for key, value in values.items()
+        if not isinstance(value, dict) and written[section][key] != value
+    ]
+    weights = usual["rewards"]["weights"]
+    differing += [
+        ("w", key) for key in weights if written["rewards"]["weights"][key] != weights[key]
+    ]
+    assert others == len(differing) > 0
     assert set(written) == set(RunConfig.model_fields)
     assert set(written["train"]) == set(TrainingConfig.model_fields)
 
@@ -53,7 +73,7 @@ def test_a_starter_file_replaces_another_only_when_told_to(tmp_path: Path) -> No
         run_config.write_starter(path)
     assert path.read_text(encoding="utf-8") == "mine"
     run_config.write_starter(path, replace=True)
-    assert run_config.load(path) == RunConfig()
+    assert run_config.load(path) == run_config.starter()
 
 
 def test_an_exponent_without_a_dot_is_a_number(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from stateset_agents.core.agent import GenerationSettings
 from stateset_agents.data.config import DataConfig
 from stateset_agents.evaluation.config import EvaluationConfig
 from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.rewards.config import RewardsConfig
+from stateset_agents.rewards.config import RewardsConfig, RewardWeights
 from stateset_agents.serving.config import ServeConfig
 from stateset_agents.settings import Problem, Settings, find_problems
 from stateset_agents.tracking.config import (
@@ -95,35 +95,85 @@ def load(path: Path | str) -> RunConfig:
         ) from error
 
 
+def starter() -> RunConfig:
+    """The defaults, but for what a first run in an empty folder needs: conversations that ship with
+    the package, rewards that need neither rubrics nor a reward model, and a run of eight steps that
+    two cores manage (the settings of the line, which learn).
+    """
+    return RunConfig(
+        scenarios=DataConfig(sources=("builtin:customer_service",), intents=""),
+        agent=GenerationSettings(max_new_tokens=40, temperature=0.7),
+        rewards=RewardsConfig(
+            weights=RewardWeights(rubric=0.0, helpfulness=0.75, conciseness=0.25, learned=0.0),
+            min_words=4,
+            max_words=30,
+            hard_max_words=60,
+        ),
+        train=TrainingConfig(
+            num_episodes=32,
+            num_generations=8,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=1,
+            credit="turn",
+            learning_rate=5e-4,
+            lr_schedule="linear",
+            warmup_ratio=0.0,
+            use_lora=True,
+            micro_batch_tokens=2048,
+            save_steps=5,
+            logging_steps=1,
+        ),
+    )
+
+
 def write_starter(path: Path, *, replace: bool = False) -> None:
-    """Write a file that `load` takes: every parameter with its meaning and its default.
+    """Write `starter()` as a file that `load` takes: every parameter with its meaning, and its
+    default where the file has another value.
 
     Raises:
         ConfigurationError: the file is there and `replace` is False, or it cannot be written.
     """
     if path.exists() and not replace:
         raise ConfigurationError(f"{path}: is there already; give another path, or --force")
-    lines = ["# Every parameter of the line, with its default."]
+    lines = textwrap.dedent(STARTER_HEAD).strip().splitlines()
+    chosen = starter()
     for name, field in RunConfig.model_fields.items():
-        section = field.get_default(call_default_factory=True)
-        lines += ["", f"# {field.description}", f"{name}:", *_starter_lines(section, "  ")]
+        default = field.get_default(call_default_factory=True)
+        section = _starter_lines(getattr(chosen, name), default, "  ")
+        lines += ["", f"# {field.description}", f"{name}:", *section]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def _starter_lines(section: Settings, indent: str) -> Iterator[str]:
+STARTER_HEAD = """
+    # Every parameter with its meaning. Where a value is not the default, so that a first run is
+    # small, the line above says what the default is.
+    # `stateset-agents train --config THIS --stub` tries it in seconds and needs no model; without
+    # --stub the base model that is named below is fetched and trained.
+    # The scenarios are conversations that ship with the package (builtin:customer_service). For
+    # your own give files in scenarios.sources, such as `stateset-agents data import` writes.
+"""
+
+
+def _starter_lines(section: Settings, default: Settings, indent: str) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         for line in textwrap.wrap(field.description or "", 96 - len(indent)):
             yield f"{indent}# {line}"
-        value = getattr(section, name)
+        value, usual = getattr(section, name), getattr(default, name)
         if isinstance(value, Settings):
             yield f"{indent}{name}:"
-            yield from _starter_lines(value, indent + "  ")
-        else:
-            plain = section.model_dump(mode="json", include={name})[name]
-            yield f"{indent}{name}: {json.dumps(plain)}"
+            yield from _starter_lines(value, usual, indent + "  ")
+            continue
+        if value != usual:
+            yield f"{indent}# Default: {_plain(default, name)}"
+        yield f"{indent}{name}: {_plain(section, name)}"
+
+
+def _plain(section: Settings, name: str) -> str:
+    return json.dumps(section.model_dump(mode="json", include={name})[name])
 
 
 class _Loader(yaml.SafeLoader):

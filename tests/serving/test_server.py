@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
-from stateset_agents.exceptions import ServingError
+from stateset_agents.exceptions import ModelSourceError, ServingError
 from stateset_agents.inference.loading import load_tokenizer
 from stateset_agents.serving import serve
 from stateset_agents.serving.config import ServeConfig
@@ -322,7 +322,7 @@ def test_a_registry_without_a_champion_says_what_to_do(tmp_path: Path) -> None:
     empty = TrackingConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(ServingError, match=r"no version of 'support-agent' is in service yet; run"):
         serve(ServeConfig(port=0), empty)
-    with pytest.raises(ServingError, match="no_such_folder is not a folder"):
+    with pytest.raises(ModelSourceError, match="no_such_folder: there is nothing here"):
         serve(ServeConfig(port=0), empty, folder=tmp_path / "no_such_folder")
 
 

@@ -15,9 +15,11 @@ class DataConfig(Settings):
     """Sources and thresholds. A threshold that is not reached stops the line."""
 
     sources: tuple[str, ...] = Field(("data/scenarios",), min_length=1)
-    """Scenario files or folders; `s3://bucket/key` is fetched first."""
+    """Scenario files or folders; `s3://bucket/key` is fetched first. `builtin:customer_service`,
+    `builtin:technical_support` and `builtin:sales` are conversations that ship with the package."""
     intents: str = "data/scenarios/intents.yaml"
-    """The file that says which split an intent belongs to."""
+    """The file that says which split an intent belongs to. Empty: there are no splits, and the
+    command line trains and evaluates on all scenarios (the retraining line needs a file)."""
     preferences: tuple[str, ...] = Field(("data/preferences/train.jsonl",), min_length=1)
     """Preference pairs that the reward model learns from."""
     heldout_preferences: tuple[str, ...] = Field(("data/preferences/heldout.jsonl",), min_length=1)

@@ -7,6 +7,7 @@ agent. It does not know HTTP.
 from __future__ import annotations
 
 import copy
+import logging
 import secrets
 import tempfile
 import time
@@ -19,10 +20,13 @@ from stateset_agents.core.recorder import EpisodeRecorder, recording
 from stateset_agents.exceptions import ServingError
 from stateset_agents.inference.engine import FinishReason
 from stateset_agents.tracking.config import TrackingConfig
+from stateset_agents.tracking.policy_folder import PolicyFolder, read_policy_folder
 
 if TYPE_CHECKING:
     from stateset_agents.core.agent import MultiTurnAgent
     from stateset_agents.serving.protocol import ChatRequest
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,65 +125,48 @@ async def load_served_model(
 
     Args:
         tracking: where the registry is.
-        folder: a model folder, or a LoRA adapter's, instead of the champion.
-        base_model: what the adapter belongs to.
+        folder: a policy's folder (a model, a LoRA adapter, what a stub's run left), instead of the
+            champion.
+        base_model: what the adapter belongs to, instead of the one that its folder names.
         generation: system prompt and sampling of a folder that has none of its own; a version of
             the registry has them.
 
     Raises:
-        ServingError: nothing was promoted yet, or the folder is no model.
-        RegistryError: the registry does not answer.
-        ModelSourceError: the model cannot be loaded.
+        ServingError: nothing was promoted yet.
+        RegistryError: the registry does not answer, or an adapter does not belong to its base.
+        ModelSourceError: the folder is no policy's, or its model cannot be loaded.
     """
     from stateset_agents.tracking.registry import CHAMPION, champion_version, download_version
 
+    if folder is not None:
+        policy = read_policy_folder(folder)
+        if policy.kind == "stub":
+            logger.warning("%s is of a run without a model: its answers are fixed", folder)
+        return await _load(policy, folder.resolve().name, None, base_model, generation)
+    name = tracking.registered_model
+    if champion_version(tracking) is None:
+        raise ServingError(
+            f"no version of {name!r} is in service yet; run `make retrain` to train and "
+            "promote one, or serve a folder: stateset-agents serve --checkpoint FOLDER"
+        )
     with tempfile.TemporaryDirectory(prefix="serving-") as temporary:
-        work = Path(temporary)
-        if folder is not None:
-            model = _whole_model(folder, base_model, work)
-            return await _load(model, folder.resolve().name, None, generation)
-        name = tracking.registered_model
-        if champion_version(tracking) is None:
-            raise ServingError(
-                f"no version of {name!r} is in service yet; run `make retrain` to train and "
-                "promote one, or serve a folder: stateset-agents serve --checkpoint FOLDER"
-            )
-        version = download_version(tracking, f"models:/{name}@{CHAMPION}", work / "model")
-        return await _load(work / "model", name, version.version, generation)
+        model = Path(temporary) / "model"
+        version = download_version(tracking, f"models:/{name}@{CHAMPION}", model)
+        return await _load(read_policy_folder(model), name, version.version, None, generation)
 
 
 async def _load(
-    model: Path, name: str, version: str | None, generation: Mapping[str, Any] | None
+    policy: PolicyFolder,
+    name: str,
+    version: str | None,
+    base_model: Path | None,
+    generation: Mapping[str, Any] | None,
 ) -> ServedModel:
-    from stateset_agents.core.agent import (
-        AgentConfig,
-        GenerationSettings,
-        MultiTurnAgent,
-        make_engine,
-    )
+    from stateset_agents.evaluation.policies import load_agent
     from stateset_agents.tracking.lineage import fingerprint
-    from stateset_agents.tracking.registry import generation_settings
 
-    own = generation_settings(model) or dict(generation or {})
-    # a version that was registered by a later release may know more settings than this one
-    own = {key: value for key, value in own.items() if key in GenerationSettings.model_fields}
-    config = AgentConfig(model_name=str(model), **own)
-    agent = MultiTurnAgent(config, make_engine(config, own_thread=True))
-    digest = fingerprint(model)
+    agent = await load_agent(
+        policy, base_model=base_model, fallback=generation, own_thread=True
+    )
+    digest = fingerprint(policy.folder)
     return ServedModel(agent, name, version or digest[:12], digest, int(time.time()))
-
-
-def _whole_model(folder: Path, base_model: Path | None, work: Path) -> Path:
-    from stateset_agents.tracking.merging import is_adapter, merge_adapter
-
-    if not folder.is_dir():
-        raise ServingError(f"{folder} is not a folder; give one with a model, or none at all")
-    if not is_adapter(folder):
-        return folder
-    if base_model is None or not base_model.is_dir():
-        raise ServingError(
-            f"{folder} holds an adapter, and its base model is not at {base_model}; run the step "
-            "fetch_base_model, or give a folder with a whole model"
-        )
-    merge_adapter(folder, base_model, work / "merged")
-    return work / "merged"

@@ -40,15 +40,14 @@ def serve(
         config: where to listen, and the limits.
         tracking: where the registry is; its champion is served.
         folder: a model folder to serve instead.
-        base_model: the base model, if `folder` holds an adapter.
+        base_model: the base model, if `folder` holds an adapter that names another or none.
         generation: system prompt and sampling for a folder that has none of its own.
         api_key: what clients must send; default: STATESET_API_KEY; neither = everyone may ask.
 
     Raises:
-        ServingError: the port is in use, nothing was promoted yet, the folder is no model, or the
-            key is empty.
+        ServingError: the port is in use, nothing was promoted yet, or the key is empty.
         RegistryError: the registry does not answer.
-        ModelSourceError: the model cannot be loaded.
+        ModelSourceError: the folder is no policy's, or its model cannot be loaded.
     """
     key = api_key if api_key is not None else os.environ.get("STATESET_API_KEY")
     if key is not None and not key.strip():

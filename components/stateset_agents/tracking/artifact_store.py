@@ -71,6 +71,26 @@ def open_store(location: str) -> ArtifactStore:
     return FolderStore(location.removeprefix("file://"))
 
 
+def fetch_data(address: str, folder: Path) -> Path:
+    """Bring the data file (`.jsonl`, `.json`) or the folder at `s3://BUCKET/KEY` below `folder`.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        StorageError: it cannot be had.
+    """
+    target = folder / "fetched" / address.removeprefix("s3://").strip("/")
+    name = PurePosixPath(address).name
+    if name.endswith((".jsonl", ".json")):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        open_store(address.removesuffix(f"/{name}")).download_file(name, target)
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        open_store(address).download_folder("", target)
+    return target
+
+
 class _Folders:
     """Folders, for any store that knows single files."""
 

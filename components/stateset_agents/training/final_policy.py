@@ -1,0 +1,46 @@
+"""What a run leaves behind: `<save>/final`, a policy that can be evaluated and served.
+
+Owns how a trainer's policy becomes a folder with its tokenizer and `policy.json`, and that the
+folder is whole or not there. What the folder says is `tracking.policy_folder`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stateset_agents.core.agent import GenerationSettings
+from stateset_agents.tracking.policy_folder import FINAL, source_of, write_policy_file
+from stateset_agents.training.whole_folder import replace_folder
+
+if TYPE_CHECKING:
+    from stateset_agents.training.trainer import Trainer
+
+
+def save_final(trainer: Trainer, save_dir: Path | str) -> Path:
+    """Write the policy to `save_dir/final`, in place of one that is there.
+
+    Raises:
+        CheckpointError: it could not be written; the one before is as it was.
+    """
+    return replace_folder(Path(save_dir) / FINAL, lambda folder: write_policy(folder, trainer))
+
+
+def write_policy(folder: Path, trainer: Trainer, more: Mapping[str, Any] | None = None) -> None:
+    """Fill a folder that exists: model or adapter, tokenizer, and `policy.json` with `more`."""
+    trainer.policy.save(folder)
+    trainer.agent.tokenizer.hf.save_pretrained(folder)
+    base = Path(trainer.agent.config.model_name)
+    described = {
+        "base_model": str(base.resolve()) if base.is_dir() else str(base),
+        "base_model_source": source_of(base),
+        "kind": "adapter" if trainer.config.use_lora else "model",
+        "algorithm": trainer.config.algorithm,
+        "steps": trainer.step,
+        "stop_reason": trainer.stop_reason,
+        "fingerprint": trainer.fingerprint,
+        "train": trainer.config.model_dump(),
+        "agent": trainer.agent.config.model_dump(include=set(GenerationSettings.model_fields)),
+    }
+    write_policy_file(folder, {**described, **(more or {})})
