@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from stateset_agents import cli, doctor
 from stateset_agents.cli.exit_codes import ExitCode
 from stateset_agents.run_config import load, starter
+from stateset_agents.training.config import TrainingConfig
 
 COMMANDS = ("doctor", "init", "validate", "train", "evaluate", "compare", "chat", "serve", "data")
 
@@ -98,3 +100,27 @@ def test_doctor_holds_what_is_installed_against_its_bounds(
     if check is not None and told is not None:
         assert told in check.found
         assert check.verdict is doctor.Verdict.PROBLEM
+
+
+def test_doctor_holds_what_the_configured_model_needs_against_the_machine(
+    tiny_model_dir: Path,
+) -> None:
+    config = TrainingConfig()
+    enough = doctor.check_memory(tiny_model_dir, config, gib=8.0)
+    assert enough.verdict is doctor.Verdict.OK
+    assert enough.found.startswith(f"8.0 GiB; training {tiny_model_dir} (0 million parameters)")
+    scarce = doctor.check_memory(tiny_model_dir, config, gib=0.5)
+    assert scarce.verdict is doctor.Verdict.PROBLEM
+    assert "train.use_lora" in scarce.advice
+    unknown = doctor.check_memory(None, config, gib=4.0)
+    assert unknown.verdict is doctor.Verdict.WARNING
+
+
+def test_doctor_writes_its_checks_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ready"] is True
+    assert {"verdict", "subject", "found", "advice"} == set(report["checks"][0])

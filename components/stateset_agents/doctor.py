@@ -15,9 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.memory import memory_need, read_shape
 
 DISTRIBUTION = "stateset-agents"
 PORTS = {"serving": 8000, "MLflow page": 5000, "Prefect page": 4200}
@@ -48,13 +52,21 @@ class Check:
         return f"{self.verdict:<8} {self.subject:<14} {self.found}{advice}"
 
 
-def examine(folder: Path) -> Iterator[Check]:
-    """All checks, in the order of the report; `folder` is where the line would work."""
+def examine(
+    folder: Path, model: Path | None = None, train: TrainingConfig | None = None
+) -> Iterator[Check]:
+    """All checks, in the order of the report.
+
+    Args:
+        folder: where the line would work.
+        model: the base model's folder, None where it is not known yet.
+        train: the settings of the run that memory must be enough for; None: the defaults.
+    """
     yield _check_python()
     yield from _check_dependencies()
-    yield _check_memory()
-    yield _check_disk(folder)
     yield from _check_devices()
+    yield check_memory(model, train or TrainingConfig(), machine_memory_gib())
+    yield _check_disk(folder)
     for service, port in PORTS.items():
         yield check_port(service, port)
 
@@ -105,14 +117,41 @@ def check_dependency(text: str) -> Check | None:
     return Check(Verdict.PROBLEM, requirement.name, found, advice)
 
 
-def _check_memory() -> Check:
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    found = f"{gib:.1f} GiB"
-    if gib < MIN_MEMORY_GIB:
-        return Check(
-            Verdict.WARNING, "memory", found, f"the default line needs {MIN_MEMORY_GIB:.0f} GiB"
-        )
-    return Check(Verdict.OK, "memory", found)
+def machine_memory_gib() -> float:
+    """What a run would compute in: the first GPU's memory, else the processor's. GiB."""
+    torch = _torch()
+    if torch is not None and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory) / GIB
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def check_memory(model: Path | None, train: TrainingConfig, gib: float) -> Check:
+    """What the configured run needs against the `gib` that are there."""
+    shape = read_shape(model) if model is not None else None
+    if shape is None:
+        where = model or "base_model.source"
+        if gib < MIN_MEMORY_GIB:
+            needs = f"the default line needs {MIN_MEMORY_GIB:.0f} GiB"
+            return Check(Verdict.WARNING, "memory", f"{gib:.1f} GiB", needs)
+        found = f"{gib:.1f} GiB; what the model needs is known once it is fetched ({where})"
+        return Check(Verdict.OK, "memory", found)
+    need = memory_need(shape, train, bf16=_has_bfloat16())
+    parts = ", ".join(
+        f"{name} {getattr(need, name) / GIB:.1f}"
+        for name in ("weights", "optimizer", "conversations", "activations")
+    )
+    found = (
+        f"{gib:.1f} GiB; training {model} ({shape.parameters / 1e6:,.0f} million parameters) needs "
+        f"about {need.total / GIB:.1f} ({parts})"
+    )
+    if need.total <= gib * GIB:
+        return Check(Verdict.OK, "memory", found)
+    advice = "set train.use_lora, or lower " + (
+        "train.micro_batch_tokens"
+        if need.activations > need.conversations
+        else "train.max_completion_length or train.num_generations"
+    )
+    return Check(Verdict.PROBLEM, "memory", found, advice)
 
 
 def _check_disk(folder: Path) -> Check:
@@ -128,6 +167,15 @@ def _check_disk(folder: Path) -> Check:
     return Check(Verdict.OK, "disk", found)
 
 
+def _torch() -> Any:
+    """The module, None where it cannot be imported: `_check_devices` says why."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch
+
+
 def _check_devices() -> Iterator[Check]:
     try:
         import torch
@@ -139,12 +187,10 @@ def _check_devices() -> Iterator[Check]:
             memory = torch.cuda.get_device_properties(index).total_memory / GIB
             name = torch.cuda.get_device_name(index)
             yield Check(Verdict.OK, f"GPU {index}", f"{name}, {memory:.0f} GiB")
-        bfloat16 = torch.cuda.is_bf16_supported()
     else:
         cores = os.cpu_count()
         yield Check(Verdict.OK, "GPU", f"none; training runs on the processor, {cores} cores")
-        bfloat16 = _processor_has_bfloat16()
-    if bfloat16:
+    if _has_bfloat16():
         yield Check(Verdict.OK, "bfloat16", "computed by the hardware")
     else:
         yield Check(
@@ -153,6 +199,13 @@ def _check_devices() -> Iterator[Check]:
             "emulated in software, slowly",
             "set `bf16: false` and `dtype: float32` in params.yaml",
         )
+
+
+def _has_bfloat16() -> bool:
+    torch = _torch()
+    if torch is not None and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return _processor_has_bfloat16()
 
 
 def _processor_has_bfloat16() -> bool:

@@ -8,15 +8,17 @@ from pathlib import Path
 import typer
 
 from stateset_agents.cli.exit_codes import ExitCode
-from stateset_agents.cli.shared import ConfigOption, JsonOption, print_json
+from stateset_agents.cli.shared import ConfigOption, JsonOption, load_config, print_json
 
 
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Check Python, dependencies, GPU, memory for the configured model, disk and ports."""
+    from stateset_agents.cli.inputs import known_base_model
     from stateset_agents.doctor import Verdict, examine
 
     checks = []
-    for check in examine(Path.cwd()):
+    settings = load_config(config)
+    for check in examine(Path.cwd(), known_base_model(settings), settings.train):
         if not as_json:
             print(check, flush=True)
         checks.append(check)

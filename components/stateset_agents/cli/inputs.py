@@ -69,6 +69,16 @@ def fetch_base_model(config: RunConfig) -> Path:
     return BASE_MODEL
 
 
+def known_base_model(config: RunConfig) -> Path | None:
+    """The folder that `fetch_base_model` would give, if it need not fetch; None otherwise."""
+    from stateset_agents.tracking.model_sources import SourceKind, parse_source
+
+    source = parse_source(config.base_model.source)
+    if source.kind is SourceKind.FOLDER:
+        return Path(source.location).expanduser()
+    return BASE_MODEL if _holds(BASE_MODEL, config.base_model) else None
+
+
 def find_reward_model(rewards: RewardsConfig) -> Path | None:
     """The folder of the reward model; None where the rewards need none.
 

@@ -1,0 +1,123 @@
+"""How much memory a run needs, from the model's shape and the settings, before anything is loaded.
+
+Owns the estimate, part by part; the memory guide and `stateset-agents doctor` show it. It knows no
+torch and measures nothing. Bytes throughout.
+
+With P parameters, c bytes of a computed number (2 in bfloat16, else 4), L layers, D hidden size, I
+inner size, K the width of all key heads together and V the vocabulary:
+
+    weights       2 c P                the policy and the engine's copy
+    optimizer     full: 16 P in bfloat16 (float32 masters, gradients, Adam's two), 12 P in float32,
+                  and c P for the frozen copy where KL is measured
+                  LoRA: 16 A for the adapter's A parameters, c M for the M merged weights
+    conversations 2 c L K tokens       keys and values of what is played side by side
+    activations   c L (10 D + 2 K + 4 I) tokens of a micro-batch, and its logits in pieces
+    process       Python, torch and transformers themselves
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.model_size import estimated_parameters
+
+GIB = 2**30
+PROCESS_BYTES = 0.6 * GIB
+ENGINE_SLOTS = 64  # sequences whose keys and values the engine keeps, at most
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What of a config.json decides memory. `key_width` is of all key heads together."""
+
+    parameters: float
+    layers: int
+    hidden: int
+    inner: int
+    key_width: int
+    max_positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes by part; `total` is their sum, an estimate of the process's peak."""
+
+    weights: float
+    optimizer: float
+    conversations: float
+    activations: float
+    process: float = PROCESS_BYTES
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts."""
+        return sum(float(getattr(self, field.name)) for field in fields(self))
+
+
+def read_shape(model: Path) -> ModelShape | None:
+    """The shape of the model in a folder; None where its config.json does not tell."""
+    path = model / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    parameters = estimated_parameters(str(model))
+    hidden = config.get("hidden_size") or config.get("n_embd")
+    layers = config.get("num_hidden_layers") or config.get("n_layer")
+    if parameters is None or not hidden or not layers:
+        return None
+    heads = config.get("num_attention_heads") or config.get("n_head") or 1
+    key_heads = config.get("num_key_value_heads") or heads
+    head = config.get("head_dim") or hidden // heads
+    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
+    return ModelShape(parameters, layers, hidden, inner, key_heads * head, positions)
+
+
+def memory_need(shape: ModelShape, config: TrainingConfig, *, bf16: bool = True) -> MemoryNeed:
+    """What training with `config` needs, in one process on one device.
+
+    Args:
+        shape: of the base model.
+        config: the settings.
+        bf16: whether the hardware computes in bfloat16; with `config.bf16` off it does not matter.
+    """
+    size = 2 if config.bf16 and bf16 else 4
+    parameters = shape.parameters
+    # as many sequences as the engine keeps, each as long as a row may become
+    tokens = config.max_prompt_length + config.max_completion_length
+    if shape.max_positions:
+        tokens = min(tokens, shape.max_positions)
+    sequences = min(config.groups_per_step * config.num_generations, ENGINE_SLOTS)
+    per_token = 10 * shape.hidden + 2 * shape.key_width + 4 * shape.inner
+    micro_batch = max(config.micro_batch_tokens, tokens)
+    return MemoryNeed(
+        weights=2.0 * size * parameters,
+        optimizer=_optimizer_bytes(shape, config, size),
+        conversations=2.0 * size * shape.layers * shape.key_width * tokens * sequences,
+        activations=float(size * shape.layers * per_token * micro_batch),
+    )
+
+
+def _optimizer_bytes(shape: ModelShape, config: TrainingConfig, size: int) -> float:
+    if config.use_lora:
+        width_in_and_out = [
+            (shape.hidden, shape.hidden),
+            (shape.hidden, shape.key_width),
+            (shape.hidden, shape.key_width),
+            (shape.hidden, shape.hidden),
+            *2 * [(shape.hidden, shape.inner)],
+            (shape.inner, shape.hidden),
+        ]
+        adapter = shape.layers * config.lora_r * sum(a + b for a, b in width_in_and_out)
+        merged = shape.layers * sum(a * b for a, b in width_in_and_out)
+        return 16.0 * adapter + float(size * merged)
+    masters = 16.0 if size == 2 else 12.0
+    is_measured = config.kl_coefficient > 0 or config.kl_sample_rows > 0
+    return (masters + (size if is_measured else 0)) * shape.parameters

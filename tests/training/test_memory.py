@@ -1,0 +1,75 @@
+"""What a run needs, worked out by hand for a model of round numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.memory import PROCESS_BYTES, ModelShape, memory_need, read_shape
+
+# a million parameters, 10 layers
+SHAPE = ModelShape(
+    parameters=1e6, layers=10, hidden=100, inner=200, key_width=50, max_positions=2048
+)
+CONFIG = TrainingConfig(
+    num_episodes=8,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=1,
+    num_generations=4,
+    max_prompt_length=300,
+    max_completion_length=200,
+    micro_batch_tokens=1000,
+)
+
+
+def test_full_training_in_bfloat16_by_hand() -> None:
+    need = memory_need(SHAPE, CONFIG)
+    assert need.weights == 2 * 2 * 1e6
+    assert need.optimizer == (16 + 2) * 1e6
+    # keys and values of 8 conversations of 500 tokens
+    assert need.conversations == 2 * 2 * 10 * 50 * 500 * 8
+    assert need.activations == 2 * 10 * (10 * 100 + 2 * 50 + 4 * 200) * 1000
+    assert need.total == pytest.approx(
+        need.weights + need.optimizer + need.conversations + need.activations + PROCESS_BYTES
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "becomes"),
+    [
+        ({"bf16": False}, "weights", 2 * 4 * 1e6),
+        ({"bf16": False}, "optimizer", (12 + 4) * 1e6),
+        ({"kl_sample_rows": 0}, "optimizer", 16 * 1e6),
+        ({"num_generations": 2}, "conversations", 2 * 2 * 10 * 50 * 500 * 4),
+        ({"max_completion_length": 100}, "conversations", 2 * 2 * 10 * 50 * 400 * 8),
+        # more than the model has positions cannot be
+        ({"max_prompt_length": 9000}, "conversations", 2 * 2 * 10 * 50 * 2048 * 8),
+        ({"micro_batch_tokens": 2000}, "activations", 2 * 10 * 1900 * 2000),
+        # one row goes through the model whole
+        ({"micro_batch_tokens": 1}, "activations", 2 * 10 * 1900 * 500),
+        # A = 10 layers x rank 2 x (200 + 150 + 150 + 200 + 300 + 300 + 300), M = 10 x 90,000
+        (
+            {"use_lora": True, "lora_r": 2},
+            "optimizer",
+            16 * 10 * 2 * 1600 + 2 * 10 * 90_000,
+        ),
+    ],
+)
+def test_each_setting_changes_its_part(
+    change: dict[str, object], part: str, becomes: float
+) -> None:
+    config = TrainingConfig(**{**CONFIG.model_dump(), **change})
+    need, before = memory_need(SHAPE, config), memory_need(SHAPE, CONFIG)
+    assert getattr(need, part) == becomes
+    assert getattr(need, part) != getattr(before, part)
+
+
+def test_a_shape_is_read_from_a_models_folder(tiny_model_dir: Path, tmp_path: Path) -> None:
+    shape = read_shape(tiny_model_dir)
+    assert shape is not None
+    assert (shape.layers, shape.hidden, shape.inner) == (2, 64, 128)
+    assert shape.key_width == 2 * 16
+    assert shape.max_positions == 2048
+    assert read_shape(tmp_path) is None
