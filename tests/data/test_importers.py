@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from stateset_agents import cli
 from stateset_agents.data import importers
-from stateset_agents.data.__main__ import main
 from stateset_agents.data.readers import read_preferences, read_scenarios
 from stateset_agents.exceptions import DataError
 
@@ -207,11 +207,21 @@ def test_the_command_writes_what_our_readers_read(
 ) -> None:
     chats = jsonl(tmp_path / "c.jsonl", {"messages": [{"role": "user", "content": "Hi"}]})
     pairs = jsonl(tmp_path / "p.jsonl", {"prompt": "Hi", "chosen": "Yes", "rejected": "No"})
-    assert main(["openai-chat", str(chats), str(tmp_path / "out" / "s.jsonl")]) == 0
-    assert main(["trl-preferences", str(pairs), str(tmp_path / "out2" / "p.jsonl")]) == 0
+    assert (
+        cli.main(["data", "import", "openai-chat", str(chats), str(tmp_path / "out" / "s.jsonl")])
+        == 0
+    )
+    assert (
+        cli.main(
+            ["data", "import", "trl-preferences", str(pairs), str(tmp_path / "out2" / "p.jsonl")]
+        )
+        == 0
+    )
     assert read_scenarios(tmp_path / "out")[0].user_responses == ("Hi",)
     assert read_preferences(tmp_path / "out2")[0].rejected[0].content == "No"
-    assert main(["sharegpt", str(chats) + "x", str(tmp_path / "no.jsonl")]) == 1
+    assert (
+        cli.main(["data", "import", "sharegpt", str(chats) + "x", str(tmp_path / "no.jsonl")]) == 1
+    )
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "no.jsonl").exists()
 
