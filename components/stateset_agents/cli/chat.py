@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,6 +42,9 @@ def chat(
     seed: SeedOption = None,
 ) -> None:
     """Talk with a policy, line by line; what was said before is remembered until /reset."""
+    import asyncio
+    import tempfile
+
     settings = load_config(config)
     set_up_logging()
     overrides = sampling_overrides(temperature, max_new_tokens, seed)

@@ -6,7 +6,6 @@ difference is taken pair by pair with a bootstrap over scenarios (`evaluation.co
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,6 +103,8 @@ def _play(
     base_model: Path | None,
     on_conversation: Callable[[], None],
 ) -> PolicyResult:
+    import asyncio
+
     from stateset_agents.cli.inputs import find_reward_model
     from stateset_agents.core.agent import GenerationSettings
     from stateset_agents.evaluation.run import Candidate, play

@@ -5,7 +5,6 @@ Owns the loop of `chat` and of `evaluate` without a message. It does not know wh
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING
 from stateset_agents.cli.shared import notice
 
 if TYPE_CHECKING:
+    import asyncio
+
     from stateset_agents.core.agent import MultiTurnAgent
 
 Message = dict[str, str]

@@ -6,11 +6,9 @@ the comparison of two policies is `compare`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,6 +30,8 @@ from stateset_agents.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    import asyncio
+
     from stateset_agents.core.agent import MultiTurnAgent
     from stateset_agents.core.trajectory import TrajectoryGroup
     from stateset_agents.evaluation.prompts import Prompt
@@ -62,6 +62,8 @@ def evaluate(
         raise typer.BadParameter("give --message or --input, not both")
     if output is not None and prompts is None:
         raise typer.BadParameter("--output needs --input: it is where the answers to that file go")
+    import asyncio
+
     from stateset_agents.evaluation.prompts import Prompt, read_prompts
 
     settings = load_config(config)
@@ -151,6 +153,8 @@ def _show(
 
 
 def _summary(rows: Sequence[Any]) -> dict[str, Any]:
+    from statistics import fmean
+
     scored = [row for row in rows if row["scores"] is not None]
     names = list(dict.fromkeys(name for row in scored for name in row["scores"]))
     means = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from stateset_agents.cli.shared import notice
 
 if TYPE_CHECKING:
+    import asyncio
+
     from stateset_agents.core.agent import MultiTurnAgent
     from stateset_agents.run_config import RunConfig
 

@@ -10,7 +10,6 @@ Owns what a run is given, what it leaves in the folder that `--save` names, and 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +92,8 @@ def _run_to_end(
     stub: bool,
 ) -> Path:
     """Train and write what is left behind; the folder of the policy."""
+    import asyncio
+
     from rich.console import Console
 
     from stateset_agents.cli.interruption import InterruptedRunError, Interruption
