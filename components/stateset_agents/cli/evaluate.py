@@ -111,7 +111,7 @@ async def _answer(
 
 def _rewards_of_prompts(rewards: RewardsConfig) -> tuple[Any, Any]:
     """The composite for prompts with a rubric and the one for those without; None for none."""
-    from stateset_agents.cli.inputs import REWARD_MODEL
+    from stateset_agents.cli.shared import REWARD_MODEL
     from stateset_agents.rewards.build import build_reward
 
     weights = rewards.weights
