@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stateset_agents.core.agent import (
-    STUB_SCHEME,
     AgentConfig,
     GenerationSettings,
     MultiTurnAgent,
@@ -99,7 +98,7 @@ async def load_agent(
     if policy.kind == "stub":
         responses = policy.described.get("stub_responses")
         spoken |= {"use_stub_model": True, "stub_responses": responses}
-        agent = MultiTurnAgent(AgentConfig(**{**spoken, "model_name": f"{STUB_SCHEME}checkpoint"}))
+        agent = MultiTurnAgent(AgentConfig(**{**spoken, "model_name": "stub://checkpoint"}))
         await agent.initialize()
         return agent
     with tempfile.TemporaryDirectory(prefix="stateset-policy-") as temporary:

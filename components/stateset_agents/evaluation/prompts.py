@@ -118,7 +118,7 @@ async def answer_prompts(
             except StateSetError as error:
                 trajectory.stop_reason, trajectory.error = StopReason.FAILED, str(error)
             else:
-                sample = recorder.spoken_sample(text, 0)
+                sample = recorder.samples[-1] if recorder.samples else None
                 turns.append(ConversationTurn("assistant", text, sample=sample))
             finally:
                 agent.release(prompt.id)

@@ -165,8 +165,6 @@ async def _load(
     from stateset_agents.evaluation.policies import load_agent
     from stateset_agents.tracking.lineage import fingerprint
 
-    agent = await load_agent(
-        policy, base_model=base_model, fallback=generation, own_thread=True
-    )
+    agent = await load_agent(policy, base_model=base_model, fallback=generation, own_thread=True)
     digest = fingerprint(policy.folder)
     return ServedModel(agent, name, version or digest[:12], digest, int(time.time()))

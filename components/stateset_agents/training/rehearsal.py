@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from stateset_agents.core.agent import STUB_SCHEME, AgentConfig, GenerationSettings, MultiTurnAgent
+from stateset_agents.core.agent import AgentConfig, GenerationSettings, MultiTurnAgent
 from stateset_agents.core.environment import Environment
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
@@ -69,7 +69,7 @@ class Rehearsal:
         self.agent = MultiTurnAgent(
             AgentConfig(
                 **self._settings.model_dump(),
-                model_name=f"{STUB_SCHEME}rehearsal",
+                model_name="stub://rehearsal",
                 use_stub_model=True,
                 stub_responses=self._responses,
             )
