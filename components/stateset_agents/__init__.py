@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         RewardResult,
         SafetyReward,
         TaskCompletionReward,
+        check_reward,
         reward_function,
     )
     from stateset_agents.core.trajectory import (
@@ -75,6 +76,7 @@ _HOMES = {
     "TrainingConfig": "training.config",
     "TrajectoryGroup": "core.trajectory",
     "ValueFunction": "core.value_function",
+    "check_reward": "core.reward",
     "reward_function": "core.reward",
     "train": "training.train",
 }
@@ -104,6 +106,7 @@ __all__ = [
     "TrainingConfig",
     "TrajectoryGroup",
     "ValueFunction",
+    "check_reward",
     "reward_function",
     "train",
 ]

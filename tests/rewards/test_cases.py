@@ -9,15 +9,35 @@ from typing import Any
 import pytest
 import yaml
 
-from stateset_agents.core.reward import CorrectnessReward, EngagementReward, RewardFunction
+from stateset_agents.core.reward import (
+    ConcisenessReward,
+    CorrectnessReward,
+    EngagementReward,
+    HelpfulnessReward,
+    RewardFunction,
+    SafetyReward,
+    TaskCompletionReward,
+)
 from stateset_agents.core.trajectory import ConversationTurn
-from stateset_agents.rewards import SimilarityAwareReward
+from stateset_agents.rewards import (
+    CustomerServiceReward,
+    SalesAssistantReward,
+    SimilarityAwareReward,
+    TechnicalSupportReward,
+)
 
 CASES = Path(__file__).parent / "cases"
 REWARDS: dict[str, RewardFunction] = {
+    "conciseness": ConcisenessReward(),
     "correctness": CorrectnessReward(),
+    "customer_service": CustomerServiceReward(),
     "engagement": EngagementReward(),
+    "helpfulness": HelpfulnessReward(addressing="lexical"),
+    "safety": SafetyReward(),
+    "sales_assistant": SalesAssistantReward(),
     "similarity": SimilarityAwareReward(),
+    "task_completion": TaskCompletionReward(),
+    "technical_support": TechnicalSupportReward(),
 }
 GAP = 0.02
 FEWEST = 30

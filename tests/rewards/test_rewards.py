@@ -1,11 +1,14 @@
 import asyncio
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stateset_agents.core.harm import wishes_harm
 from stateset_agents.core.reward import (
     CompositeReward,
     ConcisenessReward,
@@ -121,6 +124,32 @@ async def test_a_function_becomes_a_reward_plain_or_asynchronous() -> None:
     assert result.breakdown == {"slow": 1.0, "turns": 0.5}
 
 
+async def test_a_decorated_function_can_still_be_called_and_awaited_as_it_was_written() -> None:
+    @reward_function(weight=0.5)
+    async def slow(turns: Any, context: Any = None) -> float:
+        return 0.25
+
+    plain = reward_function()(lambda turns, context=None: 0.75)
+    assert await slow([]) == 0.25  # type: ignore[misc]
+    assert plain([], context={}) == 0.75
+
+
+def test_a_function_that_cannot_be_called_with_turns_and_context_is_told_when_decorated() -> None:
+    with pytest.raises(ConfigurationError, match=r"'short' takes \(turns\).*context=None"):
+
+        @reward_function()
+        def short(turns: Any) -> float:
+            return 1.0
+
+
+async def test_a_plain_compute_reward_works_in_a_composite() -> None:
+    class Plain(Constant):
+        def compute_reward(self, turns: Any, context: Any = None) -> float:  # type: ignore[override]
+            return 0.5
+
+    assert (await score(CompositeReward([Plain(0)]), conversation(*GOOD))).score == 0.5
+
+
 def test_a_decorator_without_parentheses_is_told() -> None:
     with pytest.raises(ConfigurationError, match="without parentheses"):
 
@@ -144,8 +173,12 @@ async def test_task_completion_is_the_rubric_from_either_place_in_the_context() 
 async def test_task_completion_without_a_rubric_is_an_error_or_the_constant_asked_for() -> None:
     turns = conversation(*GOOD)
     with pytest.raises(RewardError, match="scenario 's' has none"):
-        await score(TaskCompletionReward(), turns, scenario={"id": "s"})
+        await score(TaskCompletionReward(without_rubric=None), turns, scenario={"id": "s"})
     assert (await score(TaskCompletionReward(without_rubric=0.5), turns)).score == 0.5
+    asked = await score(TaskCompletionReward(), turns)
+    assert asked.breakdown == {"requests": asked.score}
+    with pytest.raises(ConfigurationError, match="without_rubric is 'ask'"):
+        TaskCompletionReward(without_rubric="ask")  # type: ignore[arg-type]
     with pytest.raises(RewardError, match="the rubric of scenario 's' cannot be used"):
         await score(TaskCompletionReward(), turns, scenario={"id": "s", "rubric": [{"kind": "x"}]})
 
@@ -295,6 +328,34 @@ async def test_must_not_items_count_for_safety() -> None:
     assert (await score(reward, bad, rubric=RUBRIC)).score == 0.5
     assert (await score(reward, bad, rubric=RUBRIC)).turn_scores == [1.0, 0.5]
     assert (await score(reward, conversation(*GOOD), rubric=RUBRIC)).score == 1.0
+
+
+def test_no_user_of_the_line_wishes_for_harm_so_that_its_figures_do_not_hang_on_that_list() -> None:
+    said = [
+        text
+        for path in (Path(__file__).parents[2] / "data" / "scenarios").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+        for text in json.loads(line)["user_responses"]
+    ]
+    assert len(said) > 1000
+    assert [text for text in said if wishes_harm(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "meant"),
+    [
+        ("How do I build a bomb?", True),
+        ("How do I kill my neighbour?", True),
+        ("How do I kill a background process?", False),
+        ("Which bath bombs do you sell?", False),
+        ("Someone hacked into my account!", False),
+        ("How do I hack into an account?", True),
+        ("How can I protect my shop from phishing?", False),
+        ("What kills weeds between stones?", False),
+    ],
+)
+def test_words_that_only_sound_harmful_are_no_wish(wish: str, meant: bool) -> None:
+    assert wishes_harm(wish) is meant
 
 
 def words(count: int, end: str = ".") -> str:

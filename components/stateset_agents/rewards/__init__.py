@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stateset_agents.rewards.customer_service import CustomerServiceReward
+    from stateset_agents.rewards.llm_judge import LLMJudgeReward
     from stateset_agents.rewards.multi_objective_reward import MultiObjectiveReward
     from stateset_agents.rewards.sales_assistant import SalesAssistantReward
     from stateset_agents.rewards.similarity import SimilarityAwareReward
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CustomerServiceReward": "customer_service",
+    "LLMJudgeReward": "llm_judge",
     "MultiObjectiveReward": "multi_objective_reward",
     "SalesAssistantReward": "sales_assistant",
     "SimilarityAwareReward": "similarity",
@@ -25,6 +27,7 @@ _HOMES = {
 
 __all__ = [
     "CustomerServiceReward",
+    "LLMJudgeReward",
     "MultiObjectiveReward",
     "SalesAssistantReward",
     "SimilarityAwareReward",

@@ -37,7 +37,7 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
     weights, gates = config.weights, config.gates
     rewards: list[RewardFunction] = [
         TaskCompletionReward(weights.rubric, "rubric", without_rubric=config.without_rubric),
-        HelpfulnessReward(weights.helpfulness, "helpfulness"),
+        HelpfulnessReward(weights.helpfulness, "helpfulness", addressing="lexical"),
         ConcisenessReward(
             weights.conciseness,
             "conciseness",

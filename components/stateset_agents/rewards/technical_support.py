@@ -83,6 +83,7 @@ _WARNS = re.compile(
 )
 _ENOUGH_STEPS, _TRIED_FACTOR, _DANGER, _NO_WARNING = 2, 0.3, 0.05, 0.5
 _MANY_STEPS = 8
+_FACT_WORDS = 3
 
 
 class TechnicalSupportReward(CompositeReward):
@@ -182,7 +183,9 @@ def _troubleshooting(answer: Answer, known: frozenset[str], tried: frozenset[str
     steps = [one for one in steps if _is_step(one)]
     questions = [one for one in prose if asks(one) and _DIAGNOSTIC.search(_text(one))]
     count = sum(max(1, len(_STEP.findall(_text(one)))) for one in steps)
-    facts = [one for one in prose if len(_roots(one.text) & known) >= 3 and not one.is_question]
+    told = known - _roots(answer.user_text)
+    facts = [one for one in prose if not one.is_question and _roots(one.text) & told]
+    facts = [one for one in facts if len(_roots(one.text) & known) >= _FACT_WORDS]
     value = 1.0 if count >= _ENOUGH_STEPS else 0.7 * count
     value = max(value, 0.6 * bool(questions), 0.8 * bool(facts))
     if not any(_roots(one.text) & known for one in [*steps, *questions, *facts]):

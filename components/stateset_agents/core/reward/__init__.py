@@ -10,6 +10,7 @@ from stateset_agents.core.reward.base import (
     Scorable,
     reward_function,
 )
+from stateset_agents.core.reward.check import RewardFinding, RewardReport, check_reward
 from stateset_agents.core.reward.composite import CompositeReward
 from stateset_agents.core.reward.conciseness import ConcisenessReward
 from stateset_agents.core.reward.correctness import CorrectnessReward
@@ -24,10 +25,13 @@ __all__ = [
     "CorrectnessReward",
     "EngagementReward",
     "HelpfulnessReward",
+    "RewardFinding",
     "RewardFunction",
+    "RewardReport",
     "RewardResult",
     "SafetyReward",
     "Scorable",
     "TaskCompletionReward",
+    "check_reward",
     "reward_function",
 ]

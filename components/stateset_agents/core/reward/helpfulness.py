@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 from stateset_agents.core.asking import asks
-from stateset_agents.core.reward.base import RewardFunction, RewardResult
+from stateset_agents.core.embedding import (
+    SentenceEmbedder,
+    embeddings_installed,
+    sentence_embedder,
+)
+from stateset_agents.core.reward.base import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text
 from stateset_agents.core.sentences import (
     Sentence,
@@ -17,9 +22,13 @@ from stateset_agents.core.sentences import (
     ngrams,
     normalised_words,
     singular,
+    split_sentences,
 )
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.core.wordlists import COURTESY_WORDS
+from stateset_agents.exceptions import ConfigurationError
+
+Addressing = Literal["auto", "lexical", "embeddings"]
 
 _NEW_WORDS_PER_SENTENCE = 4
 _ENOUGH_OF_THE_USERS = 2
@@ -27,6 +36,7 @@ _ENOUGH_KNOWN, _ENOUGH_WITHOUT_POLICY = 4, 6
 _POLICY_WORDS = 12  # "You are a helpful assistant." is no policy to hold an answer to
 _GROUNDED_SHARE = 0.4
 _INVENTED_NUMBER_FACTOR = 0.7
+_CLOSE = (0.15, 0.55)  # cosines of sentences that have nothing to do with each other, and much
 
 _EVASIVE = re.compile(
     r" (?:as an ai|i am (?:just |only )?(?:an ai|a language model|a chatbot|not sure|unable to)|"
@@ -65,13 +75,51 @@ class HelpfulnessReward(RewardFunction):
     - 1 - echo, the share of its word triples that are the user's own, stretched from a fifth up;
     - 0.4 if it evades ("I don't know", "as an AI", "contact customer service", which a support
       agent says of itself).
-    Without a policy text of a dozen content words or more, `grounded` and invented numbers are left
-    out, and other words count half towards a substance of 6. Where the user closes ("thanks, that
+    Without a policy text of a dozen content words or more there is nothing to hold an answer to:
+    `grounded` and invented numbers are left out, other words count half towards a substance of 6,
+    all prose counts, whatever its verbs, and the whole is times 0.25 + 0.75 * address, so that what
+    is well said and beside the point earns little.
+    With `addressing` by embeddings, `address` is at least how close in meaning each sentence of the
+    user has an answer's sentence (their cosine, 0.15 to 0.55 stretched to 0..1, the mean over the
+    user's sentences): other words for the same thing count.
+    Where the user closes ("thanks, that
     is all"), a short reply with a word of thanks or welcome has 1 in all parts, any other a third.
     Fooled by: fluent sentences that use the right words and say something false, and by quoting
     the policy off the point; that is for the rubric and the learned reward to see. How high it can
     get depends on what the user says, so compare scores within a scenario only.
+
+    Args:
+        weight: its share in a composite.
+        name: its key in a composite's breakdown.
+        addressing: "lexical", "embeddings" (the extra of that name), or "auto": by embeddings where
+            the extra is installed.
+
+    Raises:
+        ConfigurationError: an unknown `addressing`, or "embeddings" without the extra.
     """
+
+    def __init__(
+        self, weight: float = 1.0, name: str | None = None, *, addressing: Addressing = "auto"
+    ) -> None:
+        super().__init__(weight=weight, name=name)
+        if addressing not in get_args(Addressing):
+            raise ConfigurationError(
+                f"reward {self.name!r}: addressing is {addressing!r}; "
+                f"allowed: {', '.join(get_args(Addressing))}"
+            )
+        by_meaning = addressing == "embeddings" or (addressing == "auto" and embeddings_installed())
+        self.embedder = sentence_embedder() if by_meaning else None
+
+    async def compute_rewards(self, conversations: Sequence[Scorable]) -> list[RewardResult]:
+        """Score many; all of their sentences go through the embedding model together."""
+        if self.embedder is not None:
+            self.embedder.encode(
+                text
+                for turns, context in conversations
+                for answer in answers_of(turns, context)
+                for text in (*_texts(answer.user_text), *_texts(answer.text))
+            )
+        return await super().compute_rewards(conversations)
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
@@ -81,7 +129,7 @@ class HelpfulnessReward(RewardFunction):
         parts = []
         said: frozenset[str] = frozenset()
         for answer in answers_of(turns, context):
-            parts.append(_parts(answer, policy, said))
+            parts.append(_parts(answer, policy, said, self.embedder))
             said |= content_words(answer.user_text) - COURTESY_WORDS
         scores = [_turn_score(part) for part in parts]
         count = len(scores) or 1
@@ -97,30 +145,64 @@ def _turn_score(part: dict[str, float]) -> float:
     value = 0.3 * part["address"] + 0.4 * part["substance"] + 0.3 * part["direction"]
     value *= 0.2 + 0.8 * part["grounded"]
     value *= math.pow(_INVENTED_NUMBER_FACTOR, part["invented"])
+    value *= part["on_the_matter"]
     return value * (1 - part["echo"]) * (0.4 if part["evasive"] else 1.0)
 
 
-def _parts(answer: Answer, policy: frozenset[str], before: frozenset[str]) -> dict[str, float]:
+def _parts(
+    answer: Answer,
+    policy: frozenset[str],
+    before: frozenset[str],
+    embedder: SentenceEmbedder | None,
+) -> dict[str, float]:
     asked = content_words(answer.user_text) - COURTESY_WORDS
     known = asked | before | policy
     evades = any(_EVASIVE.search(_text(one)) for one in answer.sentences)
     parts = {"grounded": 1.0, "invented": 0.0, "echo": _echo(answer), "evasive": float(evades)}
+    parts["on_the_matter"] = 1.0
     if answer.closes:
         short = len(normalised_words(answer.text)) <= _LONGEST_REPLY_TO_IT
         polite = 1.0 if short and _FAREWELL.intersection(_all_words(answer)) else 1 / 3
         return parts | dict.fromkeys(("address", "substance", "direction"), polite)
-    used = _used_words(answer, known)
+    has_policy = len(policy) >= _POLICY_WORDS
+    sentences = answer.plain_sentences if has_policy else _prose(answer)
+    used = _used_words(sentences, known)
     substance = (len(used & known) + 0.5 * len(used - known)) / _ENOUGH_WITHOUT_POLICY
-    if len(policy) >= _POLICY_WORDS:
-        substance = len(used & known) / _ENOUGH_KNOWN
-        parts |= _grounding(content_words(answer.text) - COURTESY_WORDS, known)
     taken_up = len(used & asked) + 0.5 * len(used & (before - asked))
     wanted = min(_ENOUGH_OF_THE_USERS, len(asked | before))
+    address = min(1.0, taken_up / wanted) if wanted else 1.0
+    if embedder is not None and len(asked) >= _ENOUGH_OF_THE_USERS:
+        address = max(address, _closeness(embedder, answer.user_text, sentences))
+    if has_policy:
+        substance = len(used & known) / _ENOUGH_KNOWN
+        parts |= _grounding(content_words(answer.text) - COURTESY_WORDS, known)
+    else:
+        parts["on_the_matter"] = 0.25 + 0.75 * address
     return parts | {
-        "address": min(1.0, taken_up / wanted) if wanted else 1.0,
+        "address": address,
         "substance": min(1.0, substance),
-        "direction": _direction(answer.plain_sentences),
+        "direction": _direction(sentences),
     }
+
+
+def _prose(answer: Answer) -> list[Sentence]:
+    return [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+
+
+def _closeness(embedder: SentenceEmbedder, user: str, sentences: Sequence[Sentence]) -> float:
+    """How close in meaning the answer comes to each of the user's sentences, the mean over them."""
+    asked = [text for text in _texts(user) if len(content_words(text)) > 1] or [user]
+    if not sentences:
+        return 0.0
+    closest = [
+        max(embedder.similarity(text, sentence.text) for sentence in sentences) for text in asked
+    ]
+    low, high = _CLOSE
+    return sum(min(1.0, max(0.0, (c - low) / (high - low))) for c in closest) / len(closest)
+
+
+def _texts(text: str) -> list[str]:
+    return [sentence.text for sentence in split_sentences(text)]
 
 
 def _grounding(spoken: frozenset[str], known: frozenset[str]) -> dict[str, float]:
@@ -130,10 +212,10 @@ def _grounding(spoken: frozenset[str], known: frozenset[str]) -> dict[str, float
     return {"grounded": min(1.0, share / _GROUNDED_SHARE), "invented": float(len(invented))}
 
 
-def _used_words(answer: Answer, known: frozenset[str]) -> frozenset[str]:
+def _used_words(sentences: Sequence[Sentence], known: frozenset[str]) -> frozenset[str]:
     """Content words of the well-formed sentences, at most four new ones from each."""
     used: set[str] = set()
-    for sentence in answer.plain_sentences:
+    for sentence in sentences:
         new = [
             word for word in dict.fromkeys(_meaning(sentence)) if word not in used | COURTESY_WORDS
         ]

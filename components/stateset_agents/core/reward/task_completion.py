@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from stateset_agents.core.reward.base import RewardFunction, RewardResult
 from stateset_agents.core.reward.conversation import answers_of, rubric_of
+from stateset_agents.core.reward.helpfulness import HelpfulnessReward
 from stateset_agents.core.rubric import check_rubric
 from stateset_agents.core.trajectory import ConversationTurn
-from stateset_agents.exceptions import RewardError
+from stateset_agents.exceptions import ConfigurationError, RewardError
+
+_HELPS_FROM, _HELPS_FULLY = 0.2, 0.6
 
 
 class TaskCompletionReward(RewardFunction):
@@ -20,9 +23,13 @@ class TaskCompletionReward(RewardFunction):
     Fooled by: right sentences at the right turn for the wrong reason (asking everybody for the
     order number), reciting the policy, and anything untrue that no item forbids.
 
+    Without a rubric it can only look at what the user asked for: the mean over assistant turns of
+    `(h - 0.2) / 0.4`, cut to [0, 1], h the turn's helpfulness (lexical), and half of that where the
+    last turn that is no goodbye states nothing. That is much weaker: write a rubric.
+
     Args:
-        without_rubric: the score of a conversation whose scenario has no rubric; None (default)
-            makes that a RewardError, since a constant teaches nothing.
+        without_rubric: of a conversation whose scenario has no rubric: "requests" (default), the
+            above; a number, that constant; None makes it a RewardError.
         weight: its share in a composite.
         name: its key in a composite's breakdown.
     """
@@ -32,10 +39,16 @@ class TaskCompletionReward(RewardFunction):
         weight: float = 1.0,
         name: str | None = None,
         *,
-        without_rubric: float | None = None,
+        without_rubric: float | Literal["requests"] | None = "requests",
     ) -> None:
         super().__init__(weight=weight, name=name)
+        if isinstance(without_rubric, str) and without_rubric != "requests":
+            raise ConfigurationError(
+                f"reward {self.name!r}: without_rubric is {without_rubric!r}; give 'requests', a "
+                "number, or None"
+            )
         self.without_rubric = without_rubric
+        self._helpfulness = HelpfulnessReward(addressing="lexical")
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
@@ -52,8 +65,10 @@ class TaskCompletionReward(RewardFunction):
                 raise RewardError(
                     f"reward {self.name!r} needs a rubric, and scenario "
                     f"{scenario.get('id', '?')!r} has none; add one, or "
-                    "construct TaskCompletionReward(without_rubric=0.5)"
+                    "construct TaskCompletionReward(without_rubric='requests')"
                 )
+            if isinstance(self.without_rubric, str):
+                return await self._requests(turns, context)
             return RewardResult(score=self.without_rubric)
         outcome = check_rubric(rubric, [answer.text for answer in answers_of(turns, context)])
         todo = [one for one in outcome.items if one.item.kind != "must_not"]
@@ -71,3 +86,16 @@ class TaskCompletionReward(RewardFunction):
             },
             turn_scores=list(outcome.turn_scores),
         )
+
+    async def _requests(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None
+    ) -> RewardResult:
+        helpful = await self._helpfulness.compute_reward(turns, context)
+        low, span = _HELPS_FROM, _HELPS_FULLY - _HELPS_FROM
+        scores = [min(1.0, max(0.0, (one - low) / span)) for one in helpful.turn_scores or []]
+        answers = answers_of(turns, context)
+        asked = [place for place, answer in enumerate(answers) if not answer.closes]
+        if asked and all(one.is_question for one in answers[asked[-1]].sentences):
+            scores[asked[-1]] /= 2
+        score = sum(scores) / len(scores) if scores else 0.0
+        return RewardResult(score=score, breakdown={"requests": score}, turn_scores=scores)

@@ -1,0 +1,308 @@
+"""An OpenAI-compatible chat endpoint, asked with care: side by side up to a limit, again where that
+may help, and not beyond what may be spent.
+
+Owns HTTP, retries and the accounts. It knows no rewards. `httpx` is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stateset_agents.core.trajectory import Message
+from stateset_agents.exceptions import ConfigurationError, RewardError
+
+if TYPE_CHECKING:
+    import httpx
+
+_LOG = logging.getLogger(__name__)
+_MAY_PASS = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+_LONGEST_WAIT = 60.0  # seconds
+_CHARACTERS_PER_TOKEN = 3.0  # fewer than there are in English: an estimate that is not too low
+_SHOWN = 300
+LEDGER = "spending.jsonl"
+
+
+class EndpointError(RewardError):
+    """The endpoint gave no answer although it was asked again, or one that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back, and what it cost (in the unit of the prices; 0 without prices)."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be spent, and what it costs.
+
+    Attributes:
+        max_cost: in the unit of the prices; None: no limit.
+        max_requests: that are answered; None: no limit.
+        input_price: of a million prompt tokens.
+        output_price: of a million completion tokens.
+    """
+
+    max_cost: float | None = None
+    max_requests: int | None = None
+    input_price: float = 0.0
+    output_price: float = 0.0
+
+    def problems(self) -> list[str]:
+        """What is wrong with them, one line each."""
+        found = [
+            f"{field} is {value}; give a finite number of 0 or more"
+            for field in ("max_cost", "max_requests", "input_price", "output_price")
+            if (value := getattr(self, field)) is not None
+            and not (math.isfinite(value) and value >= 0)
+        ]
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            found.append(
+                f"max_cost is {self.max_cost}, but input_price and output_price are 0, so nothing "
+                "would ever cost anything; give the prices of a million tokens, or max_requests"
+            )
+        return found
+
+
+class Account:
+    """What was spent. With a folder it is kept in `spending.jsonl` there, so that a run that goes
+    on, or the next one, does not begin at nothing.
+
+    Raises:
+        RewardError: the ledger in the folder cannot be read.
+    """
+
+    def __init__(self, limits: Limits, folder: Path | None) -> None:
+        self.limits = limits
+        self.cost = 0.0
+        self.requests = 0
+        self._reserved_cost = 0.0
+        self._reserved_requests = 0
+        self._ledger = folder / LEDGER if folder is not None else None
+        if self._ledger is not None and self._ledger.is_file():
+            self._read(self._ledger)
+
+    def reserve(self, cost: float) -> None:
+        """Set aside what a request costs at most, before it is sent.
+
+        Raises:
+            RewardError: that would be more than may be spent.
+        """
+        limits = self.limits
+        asked = self.requests + self._reserved_requests
+        if limits.max_requests is not None and asked >= limits.max_requests:
+            raise RewardError(
+                f"the judge has been asked {asked} times and max_requests is "
+                f"{limits.max_requests}; raise it, or score fewer conversations{self._where()}"
+            )
+        spent = self.cost + self._reserved_cost
+        if limits.max_cost is not None and spent + cost > limits.max_cost:
+            raise RewardError(
+                f"the judge has spent {self.cost:.4f} of max_cost {limits.max_cost:.4f}, and the "
+                f"next request may cost {cost:.4f}; raise max_cost, or score fewer "
+                f"conversations{self._where()}"
+            )
+        self._reserved_cost += cost
+        self._reserved_requests += 1
+
+    def settle(self, reserved: float, reply: Reply | None) -> None:
+        """Book what a request cost in the end; None: it was not answered."""
+        self._reserved_cost -= reserved
+        self._reserved_requests -= 1
+        if reply is None:
+            return
+        self.cost += reply.cost
+        self.requests += 1
+        if self._ledger is not None:
+            self._ledger.parent.mkdir(parents=True, exist_ok=True)
+            line = {
+                "cost": reply.cost,
+                "prompt_tokens": reply.prompt_tokens,
+                "completion_tokens": reply.completion_tokens,
+            }
+            with self._ledger.open("a", encoding="utf-8") as ledger:
+                ledger.write(json.dumps(line) + "\n")
+
+    def _read(self, ledger: Path) -> None:
+        for number, line in enumerate(ledger.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                self.cost += float(json.loads(line)["cost"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise RewardError(
+                    f"{ledger}, line {number}: {line!r} is no entry of the judge's account; "
+                    "remove the line"
+                ) from error
+            self.requests += 1
+
+    def _where(self) -> str:
+        return f" (the account is {self._ledger})" if self._ledger is not None else ""
+
+
+class ChatEndpoint:
+    """`POST {base_url}/chat/completions`, at most `max_concurrency` at a time.
+
+    What may pass (a timeout, no connection, status 408, 409, 425, 429, 5xx) is asked again, after
+    `backoff_seconds`, twice as long each time, or as long as `Retry-After` says, a minute at most.
+
+    Raises:
+        ConfigurationError: `httpx` is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        account: Account,
+        *,
+        timeout_seconds: float,
+        max_retries: int,
+        backoff_seconds: float,
+        max_concurrency: int,
+    ) -> None:
+        try:
+            import httpx  # noqa: F401
+        except ImportError as error:
+            raise ConfigurationError(
+                "the judge needs httpx, which is not installed; "
+                "pip install 'stateset-agents[judge]'"
+            ) from error
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.account = account
+        self.max_retries = max_retries
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_seconds = timeout_seconds
+        self._backoff_seconds = backoff_seconds
+        self._max_concurrency = max_concurrency
+        # a semaphore belongs to one event loop, and training may use several
+        self._semaphores: weakref.WeakKeyDictionary[Any, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def client(self) -> httpx.AsyncClient:
+        """A client for one batch; use it in `async with`."""
+        import httpx
+
+        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout_seconds)
+
+    async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply:
+        """Send one request, again where that may help.
+
+        Raises:
+            EndpointError: no usable answer after `max_retries` further attempts.
+            RewardError: a status that another attempt would not change, or nothing left to spend.
+        """
+        loop = asyncio.get_running_loop()
+        semaphore = self._semaphores.setdefault(loop, asyncio.Semaphore(self._max_concurrency))
+        async with semaphore:
+            wait = self._backoff_seconds
+            for attempt in range(self.max_retries + 1):
+                outcome = await self._send(client, body)
+                if isinstance(outcome, Reply):
+                    return outcome
+                if attempt < self.max_retries:
+                    told = outcome.retry_after
+                    _LOG.warning("%s; asked again in %.1f s", outcome.text, told or wait)
+                    await asyncio.sleep(min(_LONGEST_WAIT, wait if told is None else told))
+                    wait *= 2
+        raise EndpointError(
+            f"{outcome.text}, {self.max_retries + 1} times in a row; is {self.url} up, and is "
+            "max_concurrency within its limits? timeout_seconds, max_retries and backoff_seconds "
+            "can be raised"
+        )
+
+    async def _send(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply | _MayPass:
+        import httpx
+
+        reserved = self._most(body)
+        self.account.reserve(reserved)
+        reply = None
+        try:
+            response = await client.post(self.url, json=body)
+            if response.status_code in _MAY_PASS:
+                return _MayPass(
+                    f"{self.url} answered {response.status_code} ({_shorten(response.text)})",
+                    _seconds(response.headers.get("retry-after")),
+                )
+            if response.status_code != 200:
+                raise RewardError(_refusal(self.url, response.status_code, response.text, body))
+            reply = self._read(response.text, body)
+            return reply
+        except httpx.TimeoutException:
+            return _MayPass(f"{self.url} did not answer within {self._timeout_seconds:g} s")
+        except httpx.TransportError as error:
+            return _MayPass(f"{self.url} cannot be reached ({type(error).__name__}: {error})")
+        finally:
+            self.account.settle(reserved, reply)
+
+    def _read(self, text: str, body: dict[str, Any]) -> Reply:
+        try:
+            given = json.loads(text)
+            content = given["choices"][0]["message"]["content"]
+            if not isinstance(content, str):
+                raise TypeError(f"content is {content!r}")
+            usage = given.get("usage") or {}
+            prompt = int(usage.get("prompt_tokens") or _tokens(body["messages"]))
+            completion = int(usage.get("completion_tokens") or len(content) / _CHARACTERS_PER_TOKEN)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RewardError(
+                f"{self.url} answered what is no chat completion ({_shorten(text)}); base_url must "
+                "be that of an OpenAI-compatible server, most often ending in /v1"
+            ) from error
+        return Reply(content, prompt, completion, self._cost(prompt, completion))
+
+    def _cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        limits = self.account.limits
+        return (
+            prompt_tokens * limits.input_price + completion_tokens * limits.output_price
+        ) / 1_000_000
+
+    def _most(self, body: dict[str, Any]) -> float:
+        return self._cost(_tokens(body["messages"]), body["max_tokens"])
+
+
+@dataclass(frozen=True, slots=True)
+class _MayPass:
+    """A failure that another attempt may mend."""
+
+    text: str
+    retry_after: float | None = None
+
+
+def _tokens(messages: Sequence[Message]) -> float:
+    return sum(len(message["content"]) for message in messages) / _CHARACTERS_PER_TOKEN + 8
+
+
+def _seconds(header: str | None) -> float | None:
+    try:
+        return max(0.0, float(header)) if header is not None else None
+    except ValueError:  # a date: rare, and the backoff will do
+        return None
+
+
+def _refusal(url: str, status: int, text: str, body: dict[str, Any]) -> str:
+    advice = {
+        401: "the API key is missing or wrong: set the environment variable that api_key_env names",
+        403: "the API key may not use this model",
+        404: f"no such path, or no model {body['model']!r}; is base_url right (often .../v1)?",
+        400: "the server does not take this request",
+        413: "the conversation is too long for it",
+        422: "the server does not take this request",
+    }.get(status, "that is not passing")
+    return f"{url} answered {status} ({_shorten(text)}): {advice}"
+
+
+def _shorten(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SHOWN else flat[: _SHOWN - 3] + "..."
