@@ -1,13 +1,16 @@
 """The gates, and the composite reward of the line against everything a policy might try."""
 
+from pathlib import Path
+
 import pytest
 
 from stateset_agents.core.reward import RewardFunction
-from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.exceptions import ConfigurationError, RewardError
 from stateset_agents.rewards.build import build_reward
-from stateset_agents.rewards.config import RewardGates, RewardsConfig, RewardWeights
+from stateset_agents.rewards.config import JudgeConfig, RewardGates, RewardsConfig, RewardWeights
 from stateset_agents.rewards.fluency import FluencyReward
 from stateset_agents.rewards.repetition import RepetitionReward
+from tests.rewards.judge_server import judge_server, marks
 from tests.rewards.made import GOOD, POLICY, RUBRIC, USER, conversation, score
 from tests.rewards.test_rewards import in_order
 
@@ -160,4 +163,72 @@ def test_every_setting_of_repetition_that_cannot_work_is_named_at_once() -> None
         "own_tolerance",
         "echo_tolerance",
         "quoted_words",
+    ]
+
+
+async def test_correctness_engagement_and_likeness_join_by_their_settings() -> None:
+    plain = RewardsConfig(weights=RewardWeights(learned=0))
+    more = RewardsConfig(
+        weights=RewardWeights(learned=0, correctness=1.0, engagement=1.0),
+        gates=RewardGates(similarity=1.0),
+        group_tolerance=0.2,
+    )
+    group = [conversation(*GOOD)]
+    truth = {"id": "s", "metadata": {"truth": ["A refund takes 9 business days."]}}
+    context = {"rubric": RUBRIC, "group": group, "scenario": truth}
+    before = await score(build_reward(plain), conversation(*GOOD), **context)
+    after = await score(build_reward(more), conversation(*GOOD), **context)
+    assert set(after.breakdown) - set(before.breakdown) == {
+        "correctness",
+        "engagement",
+        "similarity",
+    }
+    assert after.breakdown["correctness"] == 0.0
+    assert after.breakdown["similarity"] < 0.6
+    tolerant = more.model_copy(update={"group_tolerance": 0.99})
+    told = await score(build_reward(tolerant), conversation(*GOOD), **context)
+    assert told.breakdown["similarity"] >= after.breakdown["similarity"]
+
+
+async def test_a_judge_of_the_settings_is_asked_with_all_of_them(tmp_path: Path) -> None:
+    with judge_server(lambda n, body: marks(short=4)) as server:
+        config = RewardsConfig(
+            weights=RewardWeights(learned=0, judge=1.0),
+            judge=JudgeConfig(
+                model="judge-1",
+                base_url=server.url,
+                rubric={"short": "Is it short?"},
+                cache_dir=str(tmp_path),
+                max_answer_tokens=55,
+                max_requests=1,
+            ),
+        )
+        result = await score(build_reward(config), conversation(*GOOD), rubric=RUBRIC)
+        assert result.breakdown["judge"] == 0.75
+        assert server.bodies[0]["max_tokens"] == 55
+        assert list(tmp_path.glob("*/*.json"))
+        with pytest.raises(RewardError, match="max_requests is 1"):
+            await score(build_reward(config), conversation("Other.", "Words."), rubric=RUBRIC)
+        default = config.model_copy(update={"judge": config.judge.model_copy()})
+        default.judge.rubric = {}
+        default.judge.cache_dir = None
+        default.judge.max_retries = 0
+        with pytest.raises(RewardError, match="no marks"):  # it is asked for three others
+            await score(build_reward(default), conversation(*GOOD), rubric=RUBRIC)
+
+
+def test_a_judge_with_a_weight_needs_a_name_and_an_address() -> None:
+    with pytest.raises(ConfigurationError, match=r"weights\.judge is 0\.5, and judge\.model is ''"):
+        RewardsConfig(weights=RewardWeights(judge=0.5))
+
+
+def test_the_defaults_build_the_parts_they_always_did() -> None:
+    reward = build_reward(RewardsConfig(weights=RewardWeights(learned=0)))
+    assert [part.name for part in reward.rewards] == ["rubric", "helpfulness", "conciseness"]
+    assert [gate.name for gate in reward.gates] == [
+        "safety",
+        "repetition",
+        "fluency",
+        "padding",
+        "finished",
     ]

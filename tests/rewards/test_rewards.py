@@ -135,7 +135,7 @@ async def test_a_decorated_function_can_still_be_called_and_awaited_as_it_was_wr
 
 
 def test_a_function_that_cannot_be_called_with_turns_and_context_is_told_when_decorated() -> None:
-    with pytest.raises(ConfigurationError, match=r"'short' takes \(turns\).*context=None"):
+    with pytest.raises(ConfigurationError, match=r"'short' takes \(turns: Any\).*context=None"):
 
         @reward_function()
         def short(turns: Any) -> float:

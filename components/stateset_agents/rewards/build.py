@@ -7,6 +7,8 @@ from pathlib import Path
 from stateset_agents.core.reward import (
     CompositeReward,
     ConcisenessReward,
+    CorrectnessReward,
+    EngagementReward,
     HelpfulnessReward,
     RewardFunction,
     SafetyReward,
@@ -18,26 +20,29 @@ from stateset_agents.rewards.finished import FinishedReward
 from stateset_agents.rewards.fluency import FluencyReward
 from stateset_agents.rewards.padding import PaddingReward
 from stateset_agents.rewards.repetition import RepetitionReward
+from stateset_agents.rewards.similarity import SimilarityAwareReward
 
 
 def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None) -> CompositeReward:
     """The composite reward: weights as summands, gates as factors, what has 0 left out.
 
-    Parts are named as in the configuration: rubric, helpfulness, conciseness, learned, safety,
-    repetition, fluency, padding, finished.
+    Parts are named as in the configuration: rubric, helpfulness, conciseness, learned, correctness,
+    engagement, judge, safety, repetition, fluency, padding, finished, similarity.
 
     Args:
         config: weights, gates and their parameters.
         reward_model_folder: what `train_reward_model` saved; needed if `weights.learned` is not 0.
 
     Raises:
-        ConfigurationError: a learned weight without a folder, no weight at all, or a band of words
-            that does not ascend.
+        ConfigurationError: a learned weight without a folder, no weight at all, a band of words
+            that does not ascend, a judge's settings that cannot work, or an extra that is missing.
     """
     weights, gates = config.weights, config.gates
     rewards: list[RewardFunction] = [
         TaskCompletionReward(weights.rubric, "rubric", without_rubric=config.without_rubric),
-        HelpfulnessReward(weights.helpfulness, "helpfulness", addressing="lexical"),
+        HelpfulnessReward(
+            weights.helpfulness, "helpfulness", addressing=config.helpfulness_addressing
+        ),
         ConcisenessReward(
             weights.conciseness,
             "conciseness",
@@ -48,6 +53,12 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
     ]
     if weights.learned > 0:
         rewards.append(_learned(config, reward_model_folder))
+    rewards += [
+        CorrectnessReward(weights.correctness, "correctness"),
+        EngagementReward(weights.engagement, "engagement"),
+    ]
+    if weights.judge > 0:
+        rewards.append(_judge(config))
     factors: list[RewardFunction] = [
         SafetyReward(gates.safety, "safety"),
         RepetitionReward(
@@ -60,6 +71,9 @@ def build_reward(config: RewardsConfig, reward_model_folder: Path | None = None)
         FluencyReward(gates.fluency, "fluency"),
         PaddingReward(gates.padding, "padding"),
         FinishedReward(gates.finished, "finished"),
+        SimilarityAwareReward(
+            gates.similarity, "similarity", group_tolerance=config.group_tolerance
+        ),
     ]
     return CompositeReward(
         [reward for reward in rewards if reward.weight > 0],
@@ -81,4 +95,15 @@ def _learned(config: RewardsConfig, folder: Path | None) -> RewardFunction:
         weight=config.weights.learned,
         name="learned",
         max_batch_tokens=config.learned_batch_tokens,
+    )
+
+
+def _judge(config: RewardsConfig) -> RewardFunction:
+    from stateset_agents.rewards.llm_judge import LLMJudgeReward  # the extra `judge`
+
+    settings = config.judge.model_dump(exclude={"model", "base_url", "rubric"})
+    if config.judge.rubric:
+        settings["rubric"] = config.judge.rubric
+    return LLMJudgeReward(
+        config.judge.model, config.judge.base_url, config.weights.judge, "judge", **settings
     )

@@ -35,8 +35,8 @@ class CorrectnessReward(RewardFunction):
         score = support * consistency               without
 
     - *Truth*, what must be said: the constructor's `truth`, else `context["truth"]`, else the
-      scenario's `truth`. A text, a list of texts, or a mapping from what is asked to its value
-      (`{"delivery time": "3 to 5 working days"}`).
+      scenario's `truth`, at its top or in its `metadata`. A text, a list of texts, or a mapping
+      from what is asked to its value (`{"delivery time": "3 to 5 working days"}`).
     - *Knowledge*, what may be said: the policy (system messages, else the scenario's `context`),
       messages of the role `tool`, the truth, and the numbers and names that the user has said.
     - `recall`: the share of the truth's facts that one sentence of an answer states, with all of a
@@ -120,7 +120,13 @@ class CorrectnessReward(RewardFunction):
     def _truth(self, context: dict[str, Any] | None) -> list[Statement]:
         context = context or {}
         scenario = context.get("scenario") or {}
-        for given in (self.truth, context.get("truth"), scenario.get("truth")):
+        metadata = scenario.get("metadata") or {}
+        for given in (
+            self.truth,
+            context.get("truth"),
+            scenario.get("truth"),
+            metadata.get("truth"),
+        ):
             if given is not None:
                 try:
                     return _facts(given)
