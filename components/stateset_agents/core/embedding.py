@@ -101,13 +101,16 @@ class SentenceEmbedder:
             import torch
             from transformers import AutoModel, AutoTokenizer
 
-            self._loaded = (
-                AutoTokenizer.from_pretrained(self.folder, local_files_only=True),
-                AutoModel.from_pretrained(
-                    self.folder,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    use_safetensors=True,
-                ).eval(),
-            )
+            from stateset_agents.inference.loading import no_progress_bar
+
+            with no_progress_bar():
+                self._loaded = (
+                    AutoTokenizer.from_pretrained(self.folder, local_files_only=True),
+                    AutoModel.from_pretrained(
+                        self.folder,
+                        dtype=torch.float32,
+                        local_files_only=True,
+                        use_safetensors=True,
+                    ).eval(),
+                )
         return self._loaded

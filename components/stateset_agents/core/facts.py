@@ -140,12 +140,15 @@ def states(claim: Statement, fact: Statement, said: frozenset[str] = frozenset()
     return verdict(claim, [fact]) != "contradicts"
 
 
-def verdict(claim: Statement, facts: Sequence[Statement]) -> Verdict:
+def verdict(
+    claim: Statement, facts: Sequence[Statement], heard: Sequence[Statement] = ()
+) -> Verdict:
     """Does a claim agree with what is known?
 
     It contradicts when the facts closest to it count the same thing with another number, when it
     denies what the closest fact affirms (or the other way round), or puts a word's opposite in its
-    place. It agrees when half of its words are known and all of its numbers. Else it is unknown.
+    place. It agrees when half of its words are known and all of its numbers, from the facts or from
+    what was `heard`, which it cannot contradict. Else it is unknown.
     """
     if not facts:
         return "unknown"
@@ -153,8 +156,8 @@ def verdict(claim: Statement, facts: Sequence[Statement]) -> Verdict:
         return "contradicts"
     if any(_turned_round(claim, fact) for fact in facts):
         return "contradicts"
-    known = frozenset().union(*(fact.roots for fact in facts))
-    values = {quantity.value for fact in facts for quantity in fact.quantities}
+    known = frozenset().union(*(one.roots for one in (*facts, *heard)))
+    values = {quantity.value for one in (*facts, *heard) for quantity in one.quantities}
     if any(quantity.value not in values for quantity in claim.quantities):
         return "unknown"
     return "agrees" if len(claim.roots & known) >= _MATCHING_SHARE * len(claim.roots) else "unknown"

@@ -85,7 +85,7 @@ def load_model(
     check_weights_files(folder)
     chosen = resolve_dtype(dtype, device)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=chosen,
@@ -131,7 +131,7 @@ def load_tokenizer(folder: Path | str) -> ChatTokenizer:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers' bar for a second's work out of the steps' own progress."""
     from transformers.utils import logging
 

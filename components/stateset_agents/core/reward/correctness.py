@@ -41,8 +41,9 @@ class CorrectnessReward(RewardFunction):
       messages of the role `tool`, the truth, and the numbers and names that the user has said.
     - `recall`: the share of the truth's facts that one sentence of an answer states, with all of a
       fact's numbers and names and half of its other words (what the user just said counts).
-    - `support`: the share of the answers' statements that the knowledge bears out; 0.5 where there
-      is nothing to check, so that saying nothing is neither right nor wrong.
+    - `support`: the share of the answers' statements that the knowledge bears out, one that it says
+      nothing of counting half; 0.5 where there is nothing to check. What cannot be checked is
+      neither right nor wrong.
     - `consistency`: 0.3 for each statement that contradicts (another number for the same thing, a
       "not" more or less, a word's opposite), 0.6 for each number and 0.8 for each name that nobody
       has given, the worst turn's product.
@@ -199,12 +200,13 @@ def _read(
         if index not in found and any(states(claim, fact, said) for claim in claims)
     ]
     found.update(new)
-    verdicts = [verdict(claim, known) for claim in claims if claim.roots or claim.quantities]
+    verdicts = [verdict(claim, known, heard) for claim in claims if claim.roots or claim.quantities]
     contradictions = verdicts.count("contradicts")
     numbers, names = _invented(claims, [*known, *heard], bool(known))
     consistency = _CONTRADICTION_FACTOR**contradictions
     consistency *= _INVENTED_NUMBER_FACTOR**numbers * _INVENTED_NAME_FACTOR**names
-    support = verdicts.count("agrees") / len(verdicts) if verdicts else _NOTHING_TO_CHECK
+    borne_out = verdicts.count("agrees") + _NOTHING_TO_CHECK * verdicts.count("unknown")
+    support = borne_out / len(verdicts) if verdicts else _NOTHING_TO_CHECK
     return _Reading(
         facts=tuple(new),
         support=support if has_knowledge else _NOTHING_TO_CHECK,
