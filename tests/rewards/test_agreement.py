@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,14 @@ def test_the_command_prints_a_row_for_every_reward(
     assert table.startswith("1 good and 1 bad turns\n")
     assert all(f"| {name} |" in table for name in REWARDS if "embeddings" not in name)
     assert {name.split(",")[0].replace(" ", "_") for name in REWARDS} == set(TABLES)
+
+
+@needs_ratings
+async def test_the_figures_of_the_page_are_those_of_the_rated_turns() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    figures = dict(re.findall(r"^\| ([^|]+) \| (0\.\d{3}) \| 0\.", page, re.MULTILINE))
+    rated = read_rated_turns(RATED)
+    assert (len(rated), sum(one.good for one in rated)) == (1365, 139)
+    assert f"{length_agreement(rated).auc:.3f}" == figures["(number of words)"]
+    assert f"{(await agreement(CorrectnessReward(), rated)).auc:.3f}" == figures["correctness"]
+    assert set(figures) == {*REWARDS, "(number of words)"}

@@ -187,8 +187,9 @@ def _other_number(quantity: Quantity, claim: Statement, facts: Sequence[Statemen
     closest = max(len(fact.topic & claim.topic) for fact in same)
     if closest == 0 and len(same) > 1:
         return False
+    said = {other.value for other in claim.quantities}  # "30 days to return, 5 to be paid"
     return not any(
-        known.value == quantity.value
+        known.value in said
         for fact in same
         if len(fact.topic & claim.topic) == closest
         for known in fact.quantities

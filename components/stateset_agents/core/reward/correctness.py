@@ -48,8 +48,9 @@ class CorrectnessReward(RewardFunction):
       "not" more or less, a word's opposite), 0.6 for each number and 0.8 for each name that nobody
       has given, the worst turn's product.
     Questions claim nothing. Fooled by: a paraphrase in other words (it is missed), a wrong claim
-    that shares no word with the truth, a truth that is off the point, true statements about
-    something else. `turn_scores` are recall (or support) earned in the turn, times its consistency.
+    that shares no word with the truth, numbers that change places within a sentence, true
+    statements about something else. `turn_scores` are recall (or support) earned in the turn, times
+    its consistency.
 
     Args:
         truth: for every conversation; None: from the context or the scenario.
