@@ -108,7 +108,7 @@ def test_the_command_prints_a_row_for_every_reward(
     table = capsys.readouterr().out
     assert table.startswith("1 good and 1 bad turns\n")
     assert all(f"| {name} |" in table for name in REWARDS if "embeddings" not in name)
-    assert {name.split(",")[0].replace(" ", "_") for name in REWARDS} == set(TABLES)
+    assert {name.split(",")[0].replace(" ", "_") for name in REWARDS} <= set(TABLES)
 
 
 @needs_ratings

@@ -25,6 +25,11 @@ from stateset_agents.rewards import (
     SimilarityAwareReward,
     TechnicalSupportReward,
 )
+from stateset_agents.rewards.finished import FinishedReward
+from stateset_agents.rewards.fluency import FluencyReward
+from stateset_agents.rewards.padding import PaddingReward
+from stateset_agents.rewards.prose import ProseReward
+from stateset_agents.rewards.repetition import RepetitionReward
 
 CASES = Path(__file__).parent / "cases"
 REWARDS: dict[str, RewardFunction] = {
@@ -32,7 +37,12 @@ REWARDS: dict[str, RewardFunction] = {
     "correctness": CorrectnessReward(),
     "customer_service": CustomerServiceReward(),
     "engagement": EngagementReward(),
+    "finished": FinishedReward(),
+    "fluency": FluencyReward(),
     "helpfulness": HelpfulnessReward(addressing="lexical"),
+    "padding": PaddingReward(),
+    "prose": ProseReward(),
+    "repetition": RepetitionReward(),
     "safety": SafetyReward(),
     "sales_assistant": SalesAssistantReward(),
     "similarity": SimilarityAwareReward(),

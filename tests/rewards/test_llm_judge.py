@@ -115,11 +115,18 @@ async def test_attempts_are_counted_and_the_error_names_reward_address_and_statu
             assert part in str(caught.value)
 
 
-async def test_retry_after_is_waited_for_in_place_of_the_backoff() -> None:
+async def test_retry_after_is_waited_for_in_place_of_the_backoff(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     told = (429, "slow down", {"Retry-After": "0"})
     with judge_server(lambda n, body: told if n == 0 else FINE) as server:
-        # the backoff, a minute at most, would be seen
-        assert (await score(judge(server, backoff_seconds=1e6), conversation(*GOOD))).score == 0.75
+        await score(judge(server, backoff_seconds=0.2), conversation(*GOOD))
+    with judge_server(lambda n, body: (503, "busy", {}) if n == 0 else FINE) as server:
+        await score(judge(server, backoff_seconds=0.2), conversation(*GOOD))
+    assert [record.getMessage()[-22:] for record in caplog.records] == [
+        "; asked again in 0.0 s",
+        "; asked again in 0.2 s",
+    ]
 
 
 @pytest.mark.parametrize(

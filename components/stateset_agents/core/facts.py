@@ -135,7 +135,11 @@ def states(claim: Statement, fact: Statement, said: frozenset[str] = frozenset()
     known = len(wanted & (claim.roots | said))
     if known < _MATCHING_SHARE * len(wanted):
         return False
-    if not (fact.quantities or names or wanted & claim.roots):
+    shared = (wanted | fact.names) & claim.roots
+    shared |= {quantity.value for quantity in fact.quantities}
+    if not (names or shared):
+        return False
+    if shared and claim.denies(shared) != fact.denies(shared) and not _limits(claim, fact):
         return False
     return verdict(claim, [fact]) != "contradicts"
 
@@ -196,11 +200,16 @@ def _other_number(quantity: Quantity, claim: Statement, facts: Sequence[Statemen
     )
 
 
+def _limits(claim: Statement, fact: Statement) -> bool:
+    """True when one of the two sets a limit, beside which a "not" decides nothing."""
+    return bool(_LIMITS & (set(claim.sentence.words) ^ set(fact.sentence.words)))
+
+
 def _turned_round(claim: Statement, fact: Statement) -> bool:
     shared = fact.roots & claim.roots
     if len(shared) >= 2 and len(shared) >= 0.6 * min(len(fact.roots), len(claim.roots)):
-        limits = _LIMITS & (set(claim.sentence.words) ^ set(fact.sentence.words))
-        if claim.denies(shared) != fact.denies(shared) and not limits:
+        turned = claim.denies(shared) != fact.denies(shared)
+        if turned and not _limits(claim, fact):
             return True
     own, others = set(claim.sentence.stems), set(fact.sentence.stems)
     close = len(shared) >= max(1.0, _MATCHING_SHARE * (len(fact.roots) - 1))

@@ -30,10 +30,6 @@ _SHOWN = 300
 LEDGER = "spending.jsonl"
 
 
-class EndpointError(RewardError):
-    """The endpoint gave no answer although it was asked again, or one that cannot be used."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What came back, and what it cost (in the unit of the prices; 0 without prices)."""
@@ -42,6 +38,13 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply:
+    """There was no answer although it was asked again; `why` is for a person."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,11 +199,10 @@ class ChatEndpoint:
 
         return httpx.AsyncClient(headers=self._headers, timeout=self._timeout_seconds)
 
-    async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply:
-        """Send one request, again where that may help.
+    async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply | NoReply:
+        """Send one request, again where that may help, `max_retries` times at most.
 
         Raises:
-            EndpointError: no usable answer after `max_retries` further attempts.
             RewardError: a status that another attempt would not change, or nothing left to spend.
         """
         loop = asyncio.get_running_loop()
@@ -213,10 +215,11 @@ class ChatEndpoint:
                     return outcome
                 if attempt < self.max_retries:
                     told = outcome.retry_after
-                    _LOG.warning("%s; asked again in %.1f s", outcome.text, told or wait)
-                    await asyncio.sleep(min(_LONGEST_WAIT, wait if told is None else told))
+                    pause = min(_LONGEST_WAIT, wait if told is None else told)
+                    _LOG.warning("%s; asked again in %.1f s", outcome.text, pause)
+                    await asyncio.sleep(pause)
                     wait *= 2
-        raise EndpointError(
+        return NoReply(
             f"{outcome.text}, {self.max_retries + 1} times in a row; is {self.url} up, and is "
             "max_concurrency within its limits? timeout_seconds, max_retries and backoff_seconds "
             "can be raised"

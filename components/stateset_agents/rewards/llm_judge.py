@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stateset_agents.core.reward import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.trajectory import ConversationTurn, Message
 from stateset_agents.exceptions import ConfigurationError, RewardError
-from stateset_agents.rewards.judge_endpoint import Account, ChatEndpoint, EndpointError, Limits
+from stateset_agents.rewards.judge_endpoint import Account, ChatEndpoint, Limits, NoReply
 from stateset_agents.rewards.judge_prompt import (
     ASK_AGAIN,
     DEFAULT_RUBRIC,
@@ -194,10 +194,9 @@ class LLMJudgeReward(RewardFunction):
         messages: list[Message] = list(body["messages"])
         text = ""
         for _ in range(self.endpoint.max_retries + 1):
-            try:
-                reply = await self.endpoint.ask(client, {**body, "messages": messages})
-            except EndpointError as error:
-                return self._failed(str(error))
+            reply = await self.endpoint.ask(client, {**body, "messages": messages})
+            if isinstance(reply, NoReply):
+                return self._failed(reply.why)
             text = reply.text
             result = read_marks(text, self.criterion_weights)
             if result is not None:

@@ -25,6 +25,9 @@ _CONTRADICTION_FACTOR, _INVENTED_NUMBER_FACTOR, _INVENTED_NAME_FACTOR = 0.3, 0.6
 _NOTHING_TO_CHECK = 0.5
 _BARE_WORDS = 6  # "Within 5 days." is an answer; more words than these without grammar are a list
 
+# What data sets call it; the first is ours.
+_TRUTH_KEYS = ("truth", "ground_truth", "reference", "expected", "facts")
+
 Truth = str | Sequence[str] | Mapping[str, object]
 
 
@@ -35,7 +38,8 @@ class CorrectnessReward(RewardFunction):
         score = support * consistency               without
 
     - *Truth*, what must be said: the constructor's `truth`, else `context["truth"]`, else the
-      scenario's `truth`, at its top or in its `metadata`. A text, a list of texts, or a mapping
+      scenario's `truth`, at its top or in its `metadata`; it may also be called `ground_truth`,
+      `reference`, `expected` or `facts`, as data sets do. A text, a list of texts, or a mapping
       from what is asked to its value (`{"delivery time": "3 to 5 working days"}`).
     - *Knowledge*, what may be said: the policy (system messages, else the scenario's `context`),
       messages of the role `tool`, the truth, and the numbers and names that the user has said.
@@ -123,12 +127,8 @@ class CorrectnessReward(RewardFunction):
         context = context or {}
         scenario = context.get("scenario") or {}
         metadata = scenario.get("metadata") or {}
-        for given in (
-            self.truth,
-            context.get("truth"),
-            scenario.get("truth"),
-            metadata.get("truth"),
-        ):
+        places = (context, scenario, metadata)
+        for given in (self.truth, *(place.get(key) for place in places for key in _TRUTH_KEYS)):
             if given is not None:
                 try:
                     return _facts(given)
