@@ -102,20 +102,14 @@ class LLMJudgeReward(RewardFunction):
         super().__init__(weight=weight, name=name)
         limits = Limits(max_cost, max_requests, input_price, output_price)
         weights = dict(criterion_weights or {})
-        numbers = {
+        least = {
             "max_concurrency": (max_concurrency, 1),
             "max_retries": (max_retries, 0),
             "backoff_seconds": (backoff_seconds, 0),
             "max_answer_tokens": (max_answer_tokens, 1),
         }
         problems = _problems(model, base_url, rubric, weights) + limits.problems()
-        problems += [
-            f"{field} is {value}; give {least} or more"
-            for field, (value, least) in numbers.items()
-            if not value >= least
-        ]
-        if not timeout_seconds > 0:
-            problems.append(f"timeout_seconds is {timeout_seconds}; give a number above 0")
+        problems += _too_low(least, timeout_seconds)
         if on_failure not in ("raise", "skip"):
             problems.append(f"on_failure is {on_failure!r}; allowed: raise, skip")
         if problems:
@@ -251,6 +245,17 @@ class _Cache:
 
     def _path(self, key: str) -> Path | None:
         return self.folder / key[:2] / f"{key}.json" if self.folder is not None else None
+
+
+def _too_low(numbers: Mapping[str, tuple[float, float]], timeout_seconds: float) -> list[str]:
+    found = [
+        f"{field} is {value}; give {least} or more"
+        for field, (value, least) in numbers.items()
+        if not value >= least
+    ]
+    if not timeout_seconds > 0:
+        found.append(f"timeout_seconds is {timeout_seconds}; give a number above 0")
+    return found
 
 
 def _problems(
