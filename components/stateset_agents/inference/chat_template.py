@@ -22,6 +22,9 @@ DEFAULT_CHAT_TEMPLATE = (
 """For tokenizers that come without a template (gpt2): the role on its own line, the text, and the
 end-of-text token as end of turn, so that a model without special chat tokens can learn to stop."""
 
+UNFINISHED_CHARACTER = "\ufffd"
+"""What tokenizers make of bytes that are no whole character (U+FFFD)."""
+
 # Stands for a sampled answer while the text that follows it is rendered. Plain letters and digits:
 # no template strips, escapes or splits it.
 _ANSWER = "StandIn7c41f0Answer"
@@ -77,7 +80,7 @@ class ChatTokenizer:
         stops = {int(token) for token in stop_token_ids}
         if hf.eos_token_id is not None:
             stops.add(int(hf.eos_token_id))
-        if self._turn_end and self._is_special(self._turn_end[0]):
+        if self._turn_end and self.is_special(self._turn_end[0]):
             stops.add(self._turn_end[0])
         if not stops:
             raise ModelSourceError(
@@ -169,23 +172,39 @@ class ChatTokenizer:
             end = [min(self._stop_token_ids)]
         return [*self.encode(text), *end]
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Ids to text, without special tokens and without the end of turn."""
+    def decode(self, token_ids: Sequence[int], shown_ids: frozenset[int] = frozenset()) -> str:
+        """Ids to text, without special tokens but for `shown_ids` and without the end of turn. Ids
+        that were cut off within a character end in `UNFINISHED_CHARACTER`.
+        """
         ids = list(token_ids)
         while ids and ids[-1] in self._stop_token_ids:
             ids.pop()
+        return self.decode_as_is(ids, shown_ids)
+
+    def decode_as_is(
+        self, token_ids: Sequence[int], shown_ids: frozenset[int] = frozenset()
+    ) -> str:
+        """Ids to text, without special tokens but for `shown_ids`; a part of a character is
+        `UNFINISHED_CHARACTER`.
+        """
+        ids = list(token_ids)
+        for place, token in enumerate(ids):
+            if token in shown_ids:
+                tag: str = self.hf.decode([token], skip_special_tokens=False)
+                before = self.decode_as_is(ids[:place])
+                return before + tag + self.decode_as_is(ids[place + 1 :], shown_ids)
         text: str = self.hf.decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
 
+    def is_special(self, token: int) -> bool:
+        """True for a token that decoding leaves out: no ordinary text contains it."""
+        return bool(self.hf.decode([token], skip_special_tokens=True) == "")
+
     def _find_turn_end(self) -> list[int]:
         answered: list[Message] = [_OPENING, {"role": "assistant", "content": _ANSWER}]
         return self.encode(self._after_answer(self._text(answered, add_generation_prompt=False)))
-
-    def _is_special(self, token: int) -> bool:
-        # A token that decoding leaves out is one that no ordinary text contains.
-        return bool(self.hf.decode([token], skip_special_tokens=True) == "")
 
     @staticmethod
     def _after_answer(text: str) -> str:

@@ -8,7 +8,7 @@ Notation: T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -71,6 +71,10 @@ class GenerationResult:
     finish_reason: FinishReason
 
 
+OnToken = Callable[[int], None]
+"""Who listens to a generation while it goes on: gets the id of each token that was sampled."""
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Asynchronous generation. Implementations: StubEngine, TransformersEngine, VLLMEngine."""
@@ -85,8 +89,15 @@ class Engine(Protocol):
         """The most tokens that a prompt and its answer may have together."""
         ...
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
+    async def generate(
+        self, request: GenerationRequest, on_token: OnToken | None = None
+    ) -> GenerationResult:
         """Sample one continuation; many calls may wait at once and are batched.
+
+        Args:
+            request: what to continue and how.
+            on_token: called with each sampled id, in order, as it comes and before the result is
+                returned, on the caller's event loop. What it raises, this raises.
 
         Raises:
             ContextLengthError: prompt and `max_new_tokens` exceed `max_context_tokens`.

@@ -1,7 +1,7 @@
 """Read a model and its tokenizer from a folder.
 
-Owns the choice of a number format and the messages for folders that are broken. It downloads
-nothing: a folder is what `tracking.model_sources` left there.
+Owns the choices of number format, device and attention, and the messages for folders that are
+broken. Where the folder of a name is, `model_names.py` knows.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from stateset_agents.exceptions import ModelSourceError
+from stateset_agents.exceptions import ConfigurationError, ModelSourceError
 from stateset_agents.inference.chat_template import ChatTokenizer
+from stateset_agents.inference.model_names import model_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+AttentionName = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 def has_native_bfloat16(device: str = "cpu") -> bool:
@@ -69,10 +71,69 @@ def resolve_dtype(dtype: DtypeName | torch.dtype, device: str = "cpu") -> torch.
     return named[dtype]
 
 
+def resolve_device(device_map: str) -> tuple[str, str | None]:
+    """The torch device of a setting, and what a person should know about the choice, if anything.
+
+    "auto" is the first CUDA device, else the CPU.
+
+    Raises:
+        ConfigurationError: a CUDA device by name, where torch finds none.
+    """
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device_map.startswith("cuda") and not has_cuda:
+        raise ConfigurationError(
+            f"device_map is {device_map!r}, and torch finds no CUDA device here; use auto or cpu"
+        )
+    if device_map != "auto":
+        return device_map, None
+    if has_cuda:
+        return "cuda", None
+    return "cpu", 'device_map="auto" found no CUDA device; using the CPU'
+
+
+def resolve_attention(
+    attn_implementation: AttentionName, device: str, dtype: torch.dtype
+) -> tuple[AttentionName, str | None]:
+    """The attention of a setting that this machine has, and what a person should know about it.
+
+    "flash_attention_2" needs a CUDA device, the flash-attn package and weights of 16 bits; without
+    them it is "sdpa", torch's own, which computes the same.
+    """
+    import torch
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    if attn_implementation != "flash_attention_2":
+        return attn_implementation, None
+    lacking = []
+    if torch.device(device).type != "cuda":
+        lacking.append("a CUDA device")
+    elif not is_flash_attn_2_available():
+        lacking.append("the flash-attn package, 2.3.3 or newer")
+    if dtype not in (torch.bfloat16, torch.float16):
+        lacking.append(f"bfloat16 or float16 instead of {str(dtype).removeprefix('torch.')}")
+    if not lacking:
+        return attn_implementation, None
+    return "sdpa", (
+        f'attn_implementation="flash_attention_2" needs {" and ".join(lacking)}; using "sdpa"'
+    )
+
+
 def load_model(
-    folder: Path | str, dtype: DtypeName | torch.dtype = "auto", device: str = "cpu"
+    folder: Path | str,
+    dtype: DtypeName | torch.dtype = "auto",
+    device: str = "cpu",
+    *,
+    attn_implementation: AttentionName = "sdpa",
 ) -> PreTrainedModel:
-    """Load a causal language model in eval mode, with torch's own attention (sdpa).
+    """Load a causal language model in eval mode.
+
+    Args:
+        folder: a model's folder, or its name as in `model_names.model_folder`.
+        dtype: of the weights, as in `resolve_dtype`.
+        device: where they go.
+        attn_implementation: one that this machine has, see `resolve_attention`.
 
     Raises:
         ModelSourceError: the folder is not there, has no config.json, holds weights that are
@@ -80,7 +141,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    folder = Path(folder)
+    folder = model_folder(folder)
     _check_folder(folder, "config.json")
     check_weights_files(folder)
     chosen = resolve_dtype(dtype, device)
@@ -89,7 +150,7 @@ def load_model(
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=chosen,
-                attn_implementation="sdpa",
+                attn_implementation=attn_implementation,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -110,14 +171,15 @@ def load_model(
 
 
 def load_tokenizer(folder: Path | str) -> ChatTokenizer:
-    """Load the tokenizer, its chat template and the stop tokens of the generation config.
+    """Load the tokenizer, its chat template and the stop tokens of the generation config; `folder`
+    is a folder or a name as in `model_names.model_folder`.
 
     Raises:
         ModelSourceError: the folder is not there, or holds no tokenizer that can be read.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    folder = Path(folder)
+    folder = model_folder(folder)
     _check_folder(folder)
     try:
         hf = AutoTokenizer.from_pretrained(folder, local_files_only=True)

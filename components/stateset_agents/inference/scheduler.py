@@ -18,7 +18,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from stateset_agents.inference.engine import FinishReason, GenerationRequest, GenerationResult
+from stateset_agents.inference.engine import (
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    OnToken,
+)
 from stateset_agents.inference.token_prefix import common_prefix_length
 
 # A shared prompt takes a slot and some bookkeeping; under this length it is not worth it.
@@ -63,7 +68,7 @@ class CachedSequence:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One request on its way. `future` is the caller's, opaque here."""
+    """One request on its way. `future` and `on_token` are the caller's, opaque here."""
 
     request: GenerationRequest
     future: Any
@@ -71,6 +76,8 @@ class Job:
     sequence: CachedSequence | None = None
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    on_token: OnToken | None = None
+    num_told: int = 0
 
     @property
     def tokens_asked(self) -> int:

@@ -6,6 +6,7 @@ same order give the same answers.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from stateset_agents.exceptions import ConfigurationError, ContextLengthError, EngineError
 from stateset_agents.inference.chat_template import ChatTokenizer
-from stateset_agents.inference.engine import FinishReason, GenerationRequest, GenerationResult
+from stateset_agents.inference.engine import (
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    OnToken,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -110,8 +116,10 @@ class StubEngine:
         """The most tokens that a prompt and its answer may have together."""
         return self._max_context_tokens
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Answer with the next response, cut to `max_new_tokens`.
+    async def generate(
+        self, request: GenerationRequest, on_token: OnToken | None = None
+    ) -> GenerationResult:
+        """Answer with the next response, cut to `max_new_tokens`, a byte a token.
 
         Raises:
             ContextLengthError: prompt and `max_new_tokens` exceed `max_context_tokens`.
@@ -131,6 +139,10 @@ class StubEngine:
         ids = [*self._tokenizer.encode(text), ByteTokenizer.eos_token_id]
         kept = tuple(ids[: request.sampling.max_new_tokens])
         reason = FinishReason.STOP if len(kept) == len(ids) else FinishReason.LENGTH
+        if on_token is not None:
+            for token in kept:
+                on_token(token)
+                await asyncio.sleep(0)
         logprob = -math.log(ByteTokenizer.vocab_size)
         return GenerationResult(kept, (logprob,) * len(kept), reason)
 

@@ -32,7 +32,7 @@ from stateset_agents.inference.attention import (
     plan_attention,
 )
 from stateset_agents.inference.chat_template import ChatTokenizer
-from stateset_agents.inference.engine import GenerationRequest, GenerationResult
+from stateset_agents.inference.engine import GenerationRequest, GenerationResult, OnToken
 from stateset_agents.inference.forward import forward_of
 from stateset_agents.inference.request_checks import check_request, check_weights
 from stateset_agents.inference.sampling import Draw, sample
@@ -125,6 +125,7 @@ class TransformersEngine:
         )
         # What the event loop asks for; a step takes it up when it starts.
         self._inbox: deque[Callable[[], None]] = deque()
+        self._listened_to: list[Job] = []
         self._step_lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine") if own_thread else None
         self._driver: asyncio.Task[None] | None = None
@@ -151,8 +152,12 @@ class TransformersEngine:
         """
         return self._max_context_tokens
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
+    async def generate(
+        self, request: GenerationRequest, on_token: OnToken | None = None
+    ) -> GenerationResult:
         """Sample one continuation; many calls may wait at once and are batched.
+
+        `on_token` hears each sampled id as it comes, on the caller's event loop.
 
         Raises:
             ContextLengthError: prompt and `max_new_tokens` exceed `max_context_tokens`.
@@ -161,7 +166,9 @@ class TransformersEngine:
         self._check(request)
         loop = asyncio.get_running_loop()
         self._ensure_driver(loop)
-        job = Job(request, loop.create_future(), Random(request.sampling.seed))
+        job = Job(request, loop.create_future(), Random(request.sampling.seed), on_token=on_token)
+        if on_token is not None:
+            self._listened_to.append(job)
         self._inbox.append(lambda: self._scheduler.submit(job))
         result: GenerationResult = await job.future
         return result
@@ -282,12 +289,25 @@ class TransformersEngine:
                 except Exception as error:  # attributed to every request that it concerns
                     self._fail_all(error)
                     continue
+                self._tell_listeners()
                 for job, result in finished:
                     if not job.future.done():
                         job.future.set_result(result)
         except asyncio.CancelledError:
             self._abandon()
             raise
+
+    def _tell_listeners(self) -> None:
+        """Between two steps, when no answer grows."""
+        for job in self._listened_to:
+            assert job.on_token is not None
+            try:
+                while job.num_told < len(job.sampled) and not job.future.done():
+                    job.num_told += 1
+                    job.on_token(job.sampled[job.num_told - 1])
+            except Exception as error:  # of whoever listens: it is theirs, and costs their answer
+                job.future.set_exception(error)
+        self._listened_to = [job for job in self._listened_to if not job.future.done()]
 
     def _fail_all(self, error: Exception) -> None:
         with self._step_lock:

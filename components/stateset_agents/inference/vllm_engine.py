@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import math
 import threading
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,9 +21,11 @@ from stateset_agents.inference.engine import (
     FinishReason,
     GenerationRequest,
     GenerationResult,
+    OnToken,
     SamplingParams,
 )
 from stateset_agents.inference.loading import DtypeName, load_tokenizer, resolve_dtype
+from stateset_agents.inference.model_names import model_folder
 from stateset_agents.inference.request_checks import check_request, check_weights
 from stateset_agents.inference.weight_files import WeightFiles
 
@@ -44,7 +46,7 @@ class VLLMEngine:
     of tokens, so conversation and group ids are not needed and `release` does nothing.
 
     Args:
-        folder: a model's folder: config, tokenizer and safetensors.
+        folder: a model's folder, or its name: config, tokenizer and safetensors.
         dtype: of weights and computation; "auto" is bfloat16 where the hardware has it.
         max_batch_size: answers under way at once; further requests wait in line.
         max_context_tokens: the most tokens of a prompt and its answer; None takes the model's own.
@@ -73,6 +75,7 @@ class VLLMEngine:
         **engine_args: Any,
     ) -> None:
         _import_vllm()
+        folder = model_folder(folder)
         self._tokenizer = load_tokenizer(folder)
         self._weights = WeightFiles(Path(folder), weights_folder)
         self._numbers = itertools.count()
@@ -116,8 +119,12 @@ class VLLMEngine:
         """Prompt tokens that vLLM's prefix cache had already: what it saves shows here."""
         return self._cached_tokens
 
-    async def generate(self, request: GenerationRequest) -> GenerationResult:
+    async def generate(
+        self, request: GenerationRequest, on_token: OnToken | None = None
+    ) -> GenerationResult:
         """Sample one continuation; many calls may wait at once and are batched.
+
+        `on_token` hears each sampled id as it comes, on the caller's event loop.
 
         Raises:
             ContextLengthError: prompt and `max_new_tokens` exceed `max_context_tokens`.
@@ -125,8 +132,29 @@ class VLLMEngine:
                 is closed, or the model failed.
         """
         self._check(request)
-        asked = asyncio.run_coroutine_threadsafe(self._ask(request), self._loop)
-        return await asyncio.wrap_future(asked)
+        loop = asyncio.get_running_loop()
+        heard: list[int] = []
+        failed: list[Exception] = []
+
+        def hear(token: int) -> None:
+            assert on_token is not None
+            if failed:
+                return
+            try:
+                on_token(token)
+            except Exception as error:  # of whoever listens: raised to them below
+                failed.append(error)
+
+        def hand_over(token_ids: Sequence[int]) -> None:
+            for token in token_ids[len(heard) :]:
+                heard.append(int(token))
+                loop.call_soon_threadsafe(hear, int(token))
+
+        asking = self._ask(request, None if on_token is None else hand_over)
+        result = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, self._loop))
+        if failed:
+            raise failed[0]
+        return result
 
     def release(self, conversation_id: str) -> None:
         """Nothing to do: vLLM drops the blocks that were not used for longest."""
@@ -194,7 +222,12 @@ class VLLMEngine:
 
     # On vLLM's loop
 
-    async def _ask(self, request: GenerationRequest) -> GenerationResult:
+    async def _ask(
+        self,
+        request: GenerationRequest,
+        on_answer: Callable[[Sequence[int]], None] | None,
+    ) -> GenerationResult:
+        """`on_answer` gets the answer's ids so far, each time that there are more."""
         from vllm.inputs.engine import tokens_input
 
         task = asyncio.current_task()
@@ -205,10 +238,12 @@ class VLLMEngine:
                 await self._renew(None)
             outputs = self._llm.generate(
                 tokens_input(list(request.prompt_token_ids)),
-                self._params(request.sampling),
+                self._params(request.sampling, in_pieces=on_answer is not None),
                 request_id=f"request-{next(self._numbers)}",
             )
-            (output,) = [output async for output in outputs]  # one, when it has ended
+            async for output in outputs:  # only one, when it has ended, if nobody listens
+                if on_answer is not None:
+                    on_answer(output.outputs[0].token_ids)
         except asyncio.CancelledError:
             if self._closed:
                 raise EngineError("The engine was closed while a request waited.") from None
@@ -220,7 +255,7 @@ class VLLMEngine:
         self._cached_tokens += output.num_cached_tokens or 0
         return self._result(output)
 
-    def _params(self, sampling: SamplingParams) -> Any:
+    def _params(self, sampling: SamplingParams, *, in_pieces: bool) -> Any:
         from vllm import SamplingParams as VLLMParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -236,7 +271,9 @@ class VLLMEngine:
             logprobs=0,  # the sampled token's
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=(
+                RequestOutputKind.CUMULATIVE if in_pieces else RequestOutputKind.FINAL_ONLY
+            ),
         )
 
     def _result(self, output: Any) -> GenerationResult:

@@ -36,6 +36,7 @@ from stateset_agents.exceptions import (
     RegistryError,
     StorageError,
 )
+from stateset_agents.inference.model_names import hub_folder
 from stateset_agents.tracking.model_files import make_readable, verify_model_folder
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ ALLOWED = (
 )
 PROVENANCE = "model_source.json"
 
-# What a model needs: no pickles, because unpickling runs whatever the file says.
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "LICENSE*"]
 _WHEEL = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[0-9][A-Za-z0-9.!+_]*)"
 )
@@ -256,46 +255,12 @@ def _copy_folder(source: ModelSource, model: Path) -> None:
 
 
 def _download_from_hub(source: ModelSource, model: Path) -> None:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    folder = hub_folder(
+        source.location,
+        source.version,
+        title=f"base model {source.text}",
+        otherwise=f"or use another source ({ALLOWED})",
     )
-
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    where = f"base model {source.text}"
-    try:
-        folder = snapshot_download(
-            source.location,
-            revision=source.version,
-            allow_patterns=_HUB_FILES,
-            endpoint=endpoint,
-        )
-    except GatedRepoError as error:
-        raise ModelSourceError(
-            f"{where}: the hub wants you to accept this model's licence first; do so on its page, "
-            "and set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelSourceError(
-            f"{where}: {source.location} has no revision {source.version!r}; give a branch, tag or "
-            "commit of that repository"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelSourceError(
-            f"{where}: {endpoint} has no model {source.location!r} that this machine may read; "
-            "check the spelling, or set HF_TOKEN for a private one"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelSourceError(
-            f"{where}: {endpoint} does not answer and the model is not in the local hub cache "
-            f"({type(error).__name__}); check the network, or use another source ({ALLOWED})"
-        ) from error
     # the snapshot is a tree of links into the hub's cache: copy what they point to
     shutil.copytree(folder, model)
 
