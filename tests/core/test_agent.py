@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
@@ -73,17 +74,47 @@ def test_a_setting_that_cannot_work_is_named(settings: dict[str, object], key: s
         AgentConfig(**{"model_name": "folder", **settings})  # type: ignore[arg-type]
 
 
-async def test_stub_settings_that_contradict_each_other_are_both_named() -> None:
-    agent = MultiTurnAgent(AgentConfig(model_name="stub://demo", stub_responses=["Hi."]))
+def test_settings_that_contradict_each_other_are_all_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        await agent.initialize()
-    assert "use_stub_model" in caught.value.problems[0]
-    assert "stub_responses" in caught.value.problems[1]
+        AgentConfig(
+            model_name="stub://demo",
+            stub_responses=["Hi."],
+            engine="vllm",
+            device_map="cuda:1",
+            reasoning_tags=("<think>", "<think>"),
+        )
+    for part in (
+        "set use_stub_model=True",
+        "stub_responses",
+        "but vLLM computes",
+        "reasoning_tags",
+    ):
+        assert part in str(caught.value)
 
 
-async def test_the_vllm_engine_chooses_its_own_device() -> None:
-    agent = MultiTurnAgent(AgentConfig(model_name="folder", engine="vllm", device_map="cuda:1"))
-    with pytest.raises(ConfigurationError, match="device_map is 'cuda:1', but vLLM computes"):
+def test_a_setting_is_checked_when_it_is_changed_later_too() -> None:
+    config = AgentConfig(model_name="folder")
+    for name, value in (
+        ("temperature", -1),
+        ("top_k", 0.5),
+        ("attn_implementation", "flash"),
+        ("device_map", "gpu0"),
+        ("stub_responses", ["Hi."]),
+        ("temprature", 1.0),
+    ):
+        with pytest.raises(ConfigurationError, match=name):
+            setattr(config, name, value)
+    assert config == AgentConfig(model_name="folder")
+    config.temperature = 0.5
+    assert config.temperature == 0.5
+
+
+async def test_a_device_that_is_not_there_is_named(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    agent = MultiTurnAgent(AgentConfig(model_name=str(tiny_model_dir), device_map="cuda:0"))
+    with pytest.raises(ConfigurationError, match="'cuda:0', and torch finds no CUDA device"):
         await agent.initialize()
 
 
@@ -157,7 +188,7 @@ async def test_a_history_that_carries_on_keeps_the_tokens_that_were_seen_and_sam
 async def test_an_answer_cut_off_is_carried_on_as_it_was_sampled_not_as_it_would_be_tokenised() -> (
     None
 ):
-    # "é" is two bytes; five tokens cut it in half, and no text can give the half back.
+    # "é" is two bytes; four tokens cut it in half, and no text can give the half back.
     agent = await stub_agent(responses=["Cafés are fine."], max_new_tokens=4)
     recorder = EpisodeRecorder("c", seed=0)
     with recording(recorder):

@@ -248,3 +248,34 @@ async def test_every_episode_keeps_its_own_record_while_others_run() -> None:
         for trajectory in group.trajectories:
             assert not trajectory.failed
             check(trajectory)
+
+
+class GoesOn(Guides):
+    async def step(self, state: EnvironmentState, action: Any) -> Any:
+        return (*(await super().step(state, action))[:3], False)
+
+
+class GivesFive(Guides):
+    async def step(self, state: EnvironmentState, action: Any) -> Any:
+        return (*(await super().step(state, action)), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (GoesOn, "GoesOn did not end the conversation in 200 answers; its step() must return done"),
+        (GivesFive, "it must return four: (new_state, user_response, reward, done)"),
+    ],
+)
+async def test_an_environment_that_cannot_be_played_fails_its_episodes_with_one_message(
+    kind: type[Guides], message: str
+) -> None:
+    agent = MultiTurnAgent(
+        CONFIG.model_copy(update={"system_prompt": "Be kind.", "max_new_tokens": 8}),
+        StubEngine(["No."]),
+    )
+    (group,) = await collect_groups(agent, kind(["a"]), [None], num_generations=1, seed=0)
+    (trajectory,) = group.trajectories
+    assert trajectory.failed
+    assert trajectory.error is not None
+    assert message in trajectory.error

@@ -1,23 +1,25 @@
 """Agents: who answers a conversation.
 
-Owns the settings of generation, the base class, and the agent that speaks through an engine and
-records what it sampled. It does not know environments, rewards or training; how a context is
-compressed is `context_compression.py`'s, what is remembered `memory.py`'s.
+Owns the base class, and the agent that speaks through an engine and records what it sampled. It
+does not know environments, rewards or training; how a context is compressed is
+`context_compression.py`'s, what is remembered `memory.py`'s, what is thought and not said
+`reasoning.py`'s.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import logging
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
-
-from pydantic import Field
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from stateset_agents.core import context_compression
-from stateset_agents.core.context_compression import CompressionStrategy
+from stateset_agents.core.agent_config import AgentConfig, GenerationSettings
 from stateset_agents.core.memory import ConversationMemory
+from stateset_agents.core.reasoning import Spoken, SpokenStream, instruction, read_spoken
 from stateset_agents.core.recorder import EpisodeRecorder, RecordedSample, current_recorder
 from stateset_agents.core.trajectory import Message, TokenSample, to_messages
 from stateset_agents.exceptions import ConfigurationError, DataError
@@ -27,62 +29,16 @@ from stateset_agents.inference.engine import (
     GenerationResult,
     SamplingParams,
 )
-from stateset_agents.settings import Settings
 
 if TYPE_CHECKING:
     from stateset_agents.inference.chat_template import ChatTokenizer
 
-STUB_SCHEME = "stub://"
+__all__ = ["Agent", "AgentConfig", "GenerationSettings", "MultiTurnAgent"]
 
+OnText = Callable[[str], None]
+"""Who listens to an answer: gets its text, piece by piece."""
 
-class GenerationSettings(Settings):
-    """How an agent speaks: the `agent` section of params.yaml."""
-
-    system_prompt: str = ""
-    """Put before every conversation, ahead of the conversation's own system message. Empty: none.
-    """
-    max_new_tokens: int = Field(default=512, ge=1)
-    """The most tokens of one answer."""
-    temperature: float = Field(default=0.8, ge=0)
-    """Of sampling; log-probs are at this temperature. 0: greedy, which cannot be trained on."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this probability. 1: off, as training wants it,
-    because a cut distribution is not the one whose gradient is taken."""
-    top_k: int = Field(default=0, ge=0)
-    """Sample from the k likeliest tokens. 0: off, as training wants it."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    """Divides the logits of tokens that occurred (Keskar et al. 2019). 1: off."""
-    torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of the weights. auto: bfloat16 where the hardware computes in it, else float32."""
-    enable_context_compression: bool = False
-    """Compress a conversation that has become longer than `max_context_tokens`, instead of ending
-    it."""
-    max_context_tokens: int | None = Field(default=None, ge=1)
-    """Tokens before an answer from which on a context is compressed. None: as many as fit the
-    engine's context together with `max_new_tokens`."""
-    compression_ratio: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the context's tokens that a compression keeps, tokens beyond `max_context_tokens`
-    not counted. The system prompt and the last user turn are kept whatever they take."""
-    compression_strategy: CompressionStrategy = "summary"
-    """`summary`: the model sums up what is old; `truncate`: the newest tokens stay;
-    `sliding_window`: the newest whole exchanges stay."""
-
-
-class AgentConfig(GenerationSettings):
-    """A model and how it speaks."""
-
-    model_name: str = Field(min_length=1)
-    """A folder with a model and its tokenizer; with `use_stub_model`, any name."""
-    device_map: str = "auto"
-    """Where the model runs: "cpu", "cuda", "cuda:1". auto: the first CUDA device, else the CPU."""
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """What computes: transformers in this process, or vLLM in its own (docs/engines.md)."""
-    seed: int | None = Field(default=None, ge=0)
-    """Of answers outside an episode; an episode has its own. None: a new one for each answer."""
-    use_stub_model: bool = False
-    """Answer with `stub_responses` instead of a model: instant, nothing is loaded."""
-    stub_responses: list[str] | None = None
-    """What the stub says, in turn. None: the stub engine's own sentences."""
+_log = logging.getLogger(__name__)
 
 
 class Agent(ABC):
@@ -93,7 +49,7 @@ class Agent(ABC):
         return None
 
     @abstractmethod
-    async def generate_response(self, messages: Sequence[Message]) -> str:
+    async def generate_response(self, conversation_history: Sequence[Message]) -> str:
         """Answer a conversation, oldest message first."""
 
     def release(self, conversation_id: str) -> None:
@@ -106,7 +62,7 @@ class MultiTurnAgent(Agent):
 
     Subclasses override `generate_response` and call `super()`: they may change the history before
     and the answer after. The environment and the rewards see the final text; training sees the
-    tokens that were sampled.
+    tokens that were sampled. With `enable_reasoning` the final text is without the thoughts.
 
     Args:
         config: the model and how it speaks.
@@ -130,7 +86,7 @@ class MultiTurnAgent(Agent):
         """Make the engine, unless one was given; a second call does nothing.
 
         Raises:
-            ConfigurationError: the settings of the stub contradict each other.
+            ConfigurationError: a device that is not there.
             ModelSourceError: the model cannot be loaded.
         """
         if self._engine is None:
@@ -144,7 +100,7 @@ class MultiTurnAgent(Agent):
             ConfigurationError: settings that cannot work.
         """
         other = copy.copy(self)
-        other.config = type(self.config)(**{**self.config.model_dump(), **settings})
+        other.config = type(self.config)(**{**self.config.model_dump(exclude_unset=True), **settings})
         other._engine = None
         return other
 
@@ -171,7 +127,7 @@ class MultiTurnAgent(Agent):
         """
         return self.engine.tokenizer
 
-    async def generate_response(self, messages: Sequence[Message]) -> str:
+    async def generate_response(self, conversation_history: Sequence[Message]) -> str:
         """Sample an answer to the messages, oldest first.
 
         Inside an episode the tokens go to the episode's recorder, the seed is the episode's, and a
@@ -184,21 +140,55 @@ class MultiTurnAgent(Agent):
             DataError: an entry of the history is not a message, or there is none to answer.
             EngineError: generation failed.
         """
-        given = to_messages(messages)
+        return await self._respond(conversation_history, None)
+
+    async def stream_response(
+        self, conversation_history: Sequence[Message]
+    ) -> AsyncGenerator[str, None]:
+        """Answer as `generate_response` does, and give the text piece by piece as it is sampled.
+
+        No piece ends within a character, and all together are the answer (but for the half of a
+        character in which one that is cut off may end). Whoever stops listening
+        stops the generation. A subclass that overrides `generate_response` has the last word on an
+        answer, so its answer comes in one piece unless it overrides this too.
+
+        Raises:
+            StateSetError: what `generate_response` raises, after the pieces that came before it.
+        """
+        if type(self).generate_response is not MultiTurnAgent.generate_response:
+            yield await self.generate_response(conversation_history)
+            return
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        answering = asyncio.create_task(self._respond(conversation_history, pieces.put_nowait))
+        answering.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield piece
+            await answering
+        finally:
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+
+    async def _respond(
+        self, conversation_history: Sequence[Message], on_text: OnText | None
+    ) -> str:
+        given = to_messages(conversation_history)
         history = self._with_system_prompt(given)
         recorder = current_recorder()
         if recorder is not None:
-            return await self._generate_recorded(history, recorder)
+            return await self._respond_recorded(history, recorder, on_text)
         prompt = tuple(self.tokenizer.render(history))
         if self._is_too_long(prompt):
             prompt = await self._compressed(history, prompt, self._summarise)
-        text = self.tokenizer.decode((await self._sample(prompt)).token_ids)
+        text = (await self._speak(prompt, on_text=on_text)).answer
         if self.memory is not None:
             self.memory.remember(given, text)
             await self.memory.condense(self._summarise, self.tokenizer, self._most_tokens())
         return text
 
-    async def _generate_recorded(self, history: list[Message], recorder: EpisodeRecorder) -> str:
+    async def _respond_recorded(
+        self, history: list[Message], recorder: EpisodeRecorder, on_text: OnText | None
+    ) -> str:
         prompt = recorder.continued_prompt(history, self.tokenizer)
         if prompt is None:
             prompt = tuple(self.tokenizer.render(history))
@@ -219,12 +209,7 @@ class MultiTurnAgent(Agent):
 
             prompt = await self._compressed(history, prompt, summarise)
         return await self._record_call(
-            recorder,
-            call,
-            history,
-            prompt,
-            conversation_id=recorder.conversation_id,
-            group_id=recorder.group_id,
+            recorder, call, history, prompt, in_conversation=True, on_text=on_text
         )
 
     async def _record_call(
@@ -235,8 +220,8 @@ class MultiTurnAgent(Agent):
         prompt: tuple[int, ...],
         *,
         max_new_tokens: int | None = None,
-        conversation_id: str | None = None,
-        group_id: str | None = None,
+        in_conversation: bool = False,
+        on_text: OnText | None = None,
     ) -> str:
         """Sample, and keep what was seen and sampled under the messages that it answers.
 
@@ -244,18 +229,43 @@ class MultiTurnAgent(Agent):
         context, and a later one starts from the whole again.
         """
         turn = recorder.turn
-        result = await self.engine.generate(
-            GenerationRequest(
-                prompt_token_ids=prompt,
-                sampling=self._sampling(recorder.call_seed(call), max_new_tokens),
-                conversation_id=conversation_id,
-                group_id=group_id,
-            )
+        request = GenerationRequest(
+            prompt_token_ids=prompt,
+            sampling=self._sampling(recorder.call_seed(call), max_new_tokens),
+            conversation_id=recorder.conversation_id if in_conversation else None,
+            group_id=recorder.group_id if in_conversation else None,
         )
-        text = self.tokenizer.decode(result.token_ids)
+        result, spoken = await self._generate(request, on_text)
         sample = TokenSample(prompt, result.token_ids, result.logprobs, result.finish_reason, turn)
-        recorder.end_call(call, RecordedSample(tuple(history), text, sample))
-        return text
+        recorder.end_call(
+            call, RecordedSample(tuple(history), spoken.answer, sample, spoken.reasoning)
+        )
+        return spoken.answer
+
+    async def _speak(
+        self,
+        prompt: tuple[int, ...],
+        max_new_tokens: int | None = None,
+        on_text: OnText | None = None,
+    ) -> Spoken:
+        """Outside an episode: nothing is recorded."""
+        seed = secrets.randbits(63) if self.config.seed is None else self.config.seed
+        request = GenerationRequest(prompt, self._sampling(seed, max_new_tokens))
+        return (await self._generate(request, on_text))[1]
+
+    async def _generate(
+        self, request: GenerationRequest, on_text: OnText | None
+    ) -> tuple[GenerationResult, Spoken]:
+        """Sample, and read what was sampled; `on_text` gets the answer's text as it comes."""
+        tags = self.config.reasoning_tags if self.config.enable_reasoning else None
+        prompt = request.prompt_token_ids
+        if on_text is None:
+            result = await self.engine.generate(request)
+        else:
+            stream = SpokenStream(prompt, self.tokenizer, tags, on_text)
+            result = await self.engine.generate(request, stream.hear)
+            stream.finish()
+        return result, read_spoken(prompt, result.token_ids, self.tokenizer, tags)
 
     # --- context ---------------------------------------------------------------------------------
 
@@ -287,17 +297,7 @@ class MultiTurnAgent(Agent):
         return tuple(tokenizer.render(kept))
 
     async def _summarise(self, request: list[Message], max_tokens: int) -> str:
-        prompt = tuple(self.tokenizer.render(request))
-        return self.tokenizer.decode((await self._sample(prompt, max_tokens)).token_ids)
-
-    async def _sample(
-        self, prompt: tuple[int, ...], max_new_tokens: int | None = None
-    ) -> GenerationResult:
-        """Outside an episode: nothing is recorded."""
-        seed = secrets.randbits(63) if self.config.seed is None else self.config.seed
-        return await self.engine.generate(
-            GenerationRequest(prompt, self._sampling(seed, max_new_tokens))
-        )
+        return (await self._speak(tuple(self.tokenizer.render(request)), max_tokens)).answer
 
     def release(self, conversation_id: str) -> None:
         """Free the engine's cache of a conversation; unknown names are fine."""
@@ -305,11 +305,16 @@ class MultiTurnAgent(Agent):
             self._engine.release(conversation_id)
 
     def _with_system_prompt(self, history: list[Message]) -> list[Message]:
-        """Put our system prompt and what is remembered before the system message that the history
-        starts with, if any.
+        """Put our system prompt, the request to think and what is remembered before the system
+        message that the history starts with, if any.
         """
-        remembered = self.memory.recall(history) if self.memory is not None else ""
-        parts = [part for part in (self.config.system_prompt, remembered) if part]
+        config = self.config
+        told = [
+            config.system_prompt,
+            instruction(self.tokenizer, config.reasoning_tags) if config.enable_reasoning else "",
+            self.memory.recall(history) if self.memory is not None else "",
+        ]
+        parts = [part for part in told if part]
         if not parts:
             if not history:
                 raise DataError(
@@ -340,7 +345,7 @@ def make_engine(config: AgentConfig, *, own_thread: bool = False) -> Engine:
         own_thread: as in `TransformersEngine`: True for a process that answers others meanwhile.
 
     Raises:
-        ConfigurationError: the settings of the stub contradict each other.
+        ConfigurationError: a device that is not there.
         ModelSourceError: the model cannot be loaded.
     """
     # imported here, so that settings and the stub never load torch
@@ -348,35 +353,34 @@ def make_engine(config: AgentConfig, *, own_thread: bool = False) -> Engine:
         from stateset_agents.inference.stub_engine import StubEngine
 
         return StubEngine(config.stub_responses) if config.stub_responses else StubEngine()
-    problems = []
-    if config.model_name.startswith(STUB_SCHEME):
-        problems.append(
-            f"model_name is {config.model_name!r}, which names no model; set use_stub_model=True "
-            "or name a model's folder"
-        )
-    if config.stub_responses is not None:
-        problems.append(
-            "stub_responses are given, but use_stub_model is False; set it, or drop them"
-        )
-    if config.engine == "vllm" and config.device_map != "auto":
-        problems.append(
-            f"device_map is {config.device_map!r}, but vLLM computes on the device that it was "
-            "built for; leave device_map at auto"
-        )
-    if problems:
-        raise ConfigurationError(problems)
     if config.engine == "vllm":
         from stateset_agents.inference.vllm_engine import VLLMEngine
 
         return VLLMEngine(config.model_name, dtype=config.torch_dtype)
 
-    import torch
-
     from stateset_agents.inference.loading import load_model, load_tokenizer
+    from stateset_agents.inference.model_names import model_folder
     from stateset_agents.inference.transformers_engine import TransformersEngine
 
-    device = config.device_map
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(config.model_name, dtype=config.torch_dtype, device=device)
-    return TransformersEngine(model, load_tokenizer(config.model_name), own_thread=own_thread)
+    folder = model_folder(config.model_name)
+    device = _resolved(config)
+    model = load_model(folder, dtype=config.torch_dtype, device=device)
+    return TransformersEngine(model, load_tokenizer(folder), own_thread=own_thread)
+
+
+def _resolved(config: AgentConfig) -> str:
+    """The device; one warning about every setting that this machine cannot follow."""
+    from stateset_agents.inference.loading import (
+        resolve_attention,
+        resolve_device,
+        resolve_dtype,
+    )
+
+    device, no_device = resolve_device(config.device_map)
+    dtype = resolve_dtype(config.torch_dtype, device)
+    _, no_attention = resolve_attention(config.attn_implementation, device, dtype)
+    asked = "device_map" in config.model_fields_set
+    told = [told for told in (no_device if asked else None, no_attention) if told]
+    if told:
+        _log.warning("%s", "; ".join(told))
+    return device

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RecordedSample:
-    """One call of the model: the messages it answered, the text it gave, the tokens of both."""
+    """One call of the model: the messages it answered, the text it gave, the tokens of both, and
+    what it thought and did not say (None: nothing, or thoughts are not told apart).
+    """
 
     messages: tuple[Message, ...]
     text: str
     sample: TokenSample
+    reasoning: str | None = None
 
 
 class EpisodeRecorder:
@@ -63,21 +66,26 @@ class EpisodeRecorder:
         self._recorded[call] = recorded
 
     @property
+    def recorded(self) -> list[RecordedSample]:
+        """Every call that has ended, in the order in which they were begun."""
+        return [self._recorded[call] for call in sorted(self._recorded)]
+
+    @property
     def samples(self) -> list[TokenSample]:
         """What was sampled so far, in the order of the calls."""
-        return [self._recorded[call].sample for call in sorted(self._recorded)]
+        return [entry.sample for entry in self.recorded]
 
-    def spoken_sample(self, answer: str, num_before: int) -> TokenSample | None:
-        """Which of the samples after the first `num_before` became the turn that says `answer`.
+    def spoken(self, answer: str, num_before: int) -> RecordedSample | None:
+        """Which of the calls after the first `num_before` became the turn that says `answer`.
 
         An agent may sample several and speak one: that one, if its text was kept; else the last.
         None when nothing was sampled.
         """
-        recorded = [self._recorded[call] for call in sorted(self._recorded)][num_before:]
+        recorded = self.recorded[num_before:]
         if not recorded:
             return None
-        spoken = [entry for entry in recorded if entry.text == answer]
-        return (spoken or recorded)[-1].sample
+        same = [entry for entry in recorded if entry.text == answer]
+        return (same or recorded)[-1]
 
     def continued_prompt(
         self, messages: Sequence[Message], tokenizer: ChatTokenizer
@@ -86,10 +94,13 @@ class EpisodeRecorder:
 
         It carries on when it starts with the messages that were rendered then, followed by our
         answer, unchanged, followed by something new. The ids are those that the model saw and
-        sampled plus the new messages' own; nothing that was sampled is tokenised again.
+        sampled plus the new messages' own; nothing that was sampled is tokenised again. After an
+        answer that came with thoughts nothing carries on: they are no part of the history, so what
+        follows has another beginning, and is rendered from the messages.
         """
-        for call in sorted(self._recorded, reverse=True):
-            earlier = self._recorded[call]
+        for earlier in reversed(self.recorded):
+            if earlier.reasoning is not None:
+                continue
             known = [*earlier.messages, {"role": "assistant", "content": earlier.text}]
             new = list(messages[len(known) :])
             if new and list(messages[: len(known)]) == known:

@@ -9,7 +9,7 @@ import logging
 from dataclasses import dataclass
 
 from stateset_agents.core.agent import Agent
-from stateset_agents.core.environment import Environment, EnvironmentState, Scenario
+from stateset_agents.core.environment import Environment, EnvironmentState, Scenario, StepResult
 from stateset_agents.core.recorder import EpisodeRecorder, recording
 from stateset_agents.core.trajectory import (
     ConversationTurn,
@@ -18,9 +18,18 @@ from stateset_agents.core.trajectory import (
     to_messages,
     to_turn,
 )
-from stateset_agents.exceptions import ConfigurationError, ContextLengthError, DataError
+from stateset_agents.exceptions import (
+    ConfigurationError,
+    ContextLengthError,
+    DataError,
+    RolloutError,
+)
 
 logger = logging.getLogger(__name__)
+
+# No conversation needs more; an environment that never says done would go on for ever where the
+# model's context is long.
+MOST_ANSWERS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ async def _converse(
     turns = trajectory.turns
     turns.extend(to_turn(entry, role="user") for entry in state.conversation_history)
     num_answers = 0
-    while True:
+    while num_answers < MOST_ANSWERS:
         num_samples, recorder.turn = len(recorder.samples), num_answers
         try:
             answer = await agent.generate_response(to_messages(state.conversation_history))
@@ -99,13 +108,30 @@ async def _converse(
             return StopReason.CONTEXT_FULL
         if not isinstance(answer, str):
             raise DataError(f"the agent answered {answer!r}; generate_response must return text")
-        sample = recorder.spoken_sample(answer, num_samples)
-        action = ConversationTurn(role="assistant", content=answer, sample=sample)
+        spoken = recorder.spoken(answer, num_samples)
+        action = ConversationTurn("assistant", answer, sample=spoken.sample if spoken else None)
+        if spoken is not None and spoken.reasoning is not None:
+            action.metadata["reasoning"] = spoken.reasoning
         turns.append(action)
         num_answers += 1
-        state, user_response, reward, done = await environment.step(state, action)
+        state, user_response, reward, done = _four(
+            await environment.step(state, action), environment
+        )
         action.metadata["environment_reward"] = float(reward)
         if user_response is not None:
             turns.append(to_turn(user_response, role="user"))
         if done:
             return state.stop_reason or StopReason.COMPLETED
+    raise RolloutError(
+        f"{type(environment).__name__} did not end the conversation in {MOST_ANSWERS} answers; its "
+        "step() must return done=True at some time (check_environment(environment) tells more)"
+    )
+
+
+def _four(result: StepResult, environment: Environment) -> StepResult:
+    if isinstance(result, tuple) and len(result) == 4:
+        return result
+    raise DataError(
+        f"{type(environment).__name__}.step() returned {result!r:.200}; it must return four: "
+        "(new_state, user_response, reward, done)"
+    )

@@ -9,6 +9,7 @@ MLflow reads the types of `predict` at run time: no postponed annotations in thi
 """
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,24 @@ class RegisteredPolicy(PythonModel):
         sampled = output[0, num_prompt:].tolist()
         ends = model.generation_config.eos_token_id
         ended = bool(sampled) and sampled[-1] in (ends if isinstance(ends, list) else [ends])
-        answer = tokenizer.decode(sampled, skip_special_tokens=True)
+        answer = self._without_thoughts(
+            tokenizer.decode(sampled, skip_special_tokens=True), after=text
+        )
         for stop in request.stop or []:
             answer, found, _ = answer.partition(stop)
             ended = ended or bool(found)
         return self._completion(answer, "stop" if ended else "length", num_prompt, len(sampled))
+
+    def _without_thoughts(self, answer: str, *, after: str) -> str:
+        """What is outside of the reasoning tags; a prompt may have opened the first thought."""
+        if not self._settings.get("enable_reasoning"):
+            return answer
+        opening, closing = self._settings["reasoning_tags"]
+        if after.rstrip().endswith(opening):
+            answer = opening + answer
+        thought = f"{re.escape(opening)}.*?(?:{re.escape(closing)}|$)"
+        said, thoughts = re.subn(thought, "", answer, flags=re.DOTALL)
+        return said.lstrip() if thoughts else said
 
     def _completion(
         self, answer: str, finish_reason: str, num_prompt: int, num_sampled: int
@@ -144,7 +158,8 @@ class RegisteredPolicy(PythonModel):
 
     def _with_system_prompt(self, messages: list[ChatMessage]) -> list[dict[str, str]]:
         history = [{"role": one.role, "content": one.content} for one in messages]
-        prompt = str(self._settings.get("system_prompt") or "")
+        told = [str(self._settings.get(key) or "") for key in ("system_prompt", "thinking_prompt")]
+        prompt = "\n\n".join(part for part in told if part)
         if not prompt:
             return history
         if history[0]["role"] == "system":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stateset_agents.core.reasoning import instruction
 from stateset_agents.exceptions import ModelSourceError, RegistryError
 from stateset_agents.tracking import merging
 from stateset_agents.tracking.config import TrackingConfig
@@ -29,6 +30,8 @@ from stateset_agents.tracking.model_files import make_readable, verify_model_fol
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+
+    from stateset_agents.inference.chat_template import ChatTokenizer
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 GENERATION_SETTINGS = "generation_settings.json"
@@ -185,7 +188,8 @@ def generation_settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("model", None)
+    for made_here in ("model", "thinking_prompt"):
+        settings.pop(made_here, None)
     return settings
 
 
@@ -274,8 +278,11 @@ def _prepare(
         merging.merge_adapter(policy, base, model)
     else:
         shutil.copytree(policy, model, ignore=shutil.ignore_patterns(".*"))
-    _ensure_chat_template(model)
+    tokenizer = _ensure_chat_template(model)
     settings = {"model": name, **generation}
+    if generation.get("enable_reasoning"):
+        # what the agent puts there itself, for the version that answers without it
+        settings["thinking_prompt"] = instruction(tokenizer, generation["reasoning_tags"])
     text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
     (model / GENERATION_SETTINGS).write_text(text + "\n", encoding="utf-8")
     try:
@@ -285,13 +292,14 @@ def _prepare(
     return model
 
 
-def _ensure_chat_template(model: Path) -> None:
+def _ensure_chat_template(model: Path) -> ChatTokenizer:
     """A tokenizer without a template gets the one it was trained with, in the version itself."""
     from stateset_agents.inference.loading import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     if not any(model.glob("chat_template*")):
         tokenizer.hf.save_pretrained(model)
+    return tokenizer
 
 
 def _pack(model: Path, work: Path) -> Path:
