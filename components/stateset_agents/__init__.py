@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Environment,
         EnvironmentState,
     )
+    from stateset_agents.core.environment_check import check_environment
     from stateset_agents.core.reward import (
         CompositeReward,
         ConcisenessReward,
@@ -76,6 +77,7 @@ _HOMES = {
     "TrainingConfig": "training.config",
     "TrajectoryGroup": "core.trajectory",
     "ValueFunction": "core.value_function",
+    "check_environment": "core.environment_check",
     "check_reward": "core.reward",
     "reward_function": "core.reward",
     "train": "training.train",
@@ -106,6 +108,7 @@ __all__ = [
     "TrainingConfig",
     "TrajectoryGroup",
     "ValueFunction",
+    "check_environment",
     "check_reward",
     "reward_function",
     "train",

@@ -81,6 +81,7 @@ def test_the_public_surface_is_this_list_and_all_of_it_can_be_imported() -> None
         "TrainingConfig",
         "TrajectoryGroup",
         "ValueFunction",
+        "check_environment",
         "check_reward",
         "reward_function",
         "train",

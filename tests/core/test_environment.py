@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import pytest
 
 from stateset_agents.core.environment import (
@@ -129,7 +132,32 @@ def test_every_problem_of_every_scenario_is_in_one_message() -> None:
 @pytest.mark.parametrize("domain", ["customer_service", "technical_support", "sales"])
 async def test_the_shipped_conversations_of_each_domain_play_to_their_end(domain: str) -> None:
     environment = ConversationEnvironment(**CONVERSATION_CONFIGS[domain])
-    assert len(environment.scenarios) >= 3
     for _ in environment.scenarios:
         state, _ = await play(environment)
         assert state.stop_reason is StopReason.COMPLETED
+
+
+def test_the_shipped_conversations_differ_in_length_kind_difficulty_and_words() -> None:
+    every = [one for config in CONVERSATION_CONFIGS.values() for one in config["scenarios"]]
+    assert len({one["id"] for one in every}) == len(every)
+    words = [
+        set(re.findall(r"[a-z']{4,}", " ".join(one["user_responses"]).lower())) for one in every
+    ]
+    for first, second in itertools.combinations(words, 2):
+        assert len(first & second) / len(first | second) < 0.25
+    for domain, config in CONVERSATION_CONFIGS.items():
+        scenarios = config["scenarios"]
+        assert len(scenarios) >= 12
+        assert {one["topic"] for one in scenarios} == {domain}
+        assert {one["metadata"]["difficulty"] for one in scenarios} == {"easy", "medium", "hard"}
+        assert len({one["metadata"]["category"] for one in scenarios}) >= 8
+        assert len({len(one["user_responses"]) for one in scenarios}) >= 3
+        assert len({one["context"] for one in scenarios}) == len(scenarios)
+
+
+def test_a_turn_reads_like_a_message() -> None:
+    turn = ConversationTurn("assistant", "Hi.")
+    assert (turn["role"], turn["content"], turn.get("name", "-")) == ("assistant", "Hi.", "-")
+    assert dict(turn) == {"role": "assistant", "content": "Hi."}
+    with pytest.raises(KeyError):
+        turn["reward"]

@@ -100,7 +100,9 @@ class MultiTurnAgent(Agent):
             ConfigurationError: settings that cannot work.
         """
         other = copy.copy(self)
-        other.config = type(self.config)(**{**self.config.model_dump(exclude_unset=True), **settings})
+        other.config = type(self.config)(
+            **{**self.config.model_dump(exclude_unset=True), **settings}
+        )
         other._engine = None
         return other
 

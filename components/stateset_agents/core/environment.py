@@ -49,10 +49,12 @@ class Environment(ABC):
 
     Episodes run side by side on one environment: keep what belongs to an episode in its state.
     `scenarios` are those that training draws from; with none, training calls `reset()` and the
-    environment chooses.
+    environment chooses. Training goes through them in a new random order each time round, which the
+    run's seed decides, unless `randomize_scenarios` is False.
     """
 
     scenarios: Sequence[Scenario] = ()
+    randomize_scenarios: bool | None = None
 
     @abstractmethod
     async def reset(self, scenario: Scenario | None = None) -> EnvironmentState:
@@ -62,8 +64,13 @@ class Environment(ABC):
     async def step(self, state: EnvironmentState, action: ConversationTurn) -> StepResult:
         """Take the agent's answer; return new state, user's response, reward, done.
 
-        The reward is kept in `action.metadata["environment_reward"]`, where reward functions find
-        it; training uses what the reward function makes of it.
+        Return a new state and leave the given one as it is: conversations may start from the same.
+        The user's response belongs into the new state's history as well, which is all that the
+        agent sees.
+
+        The reward is kept in `action.metadata["environment_reward"]`. By itself it changes nothing:
+        the reward function alone says what an episode is worth. `rewards.EnvironmentReward` is one
+        that goes by these numbers, alone or as a part of a `CompositeReward`.
         """
 
 
@@ -76,9 +83,10 @@ class ConversationEnvironment(Environment):
         max_turns: the most messages of both sides, the system message not counted: 6 allows three
             of the user's, each answered. A message of the user that could not be answered within
             the limit is not said.
-        randomize_scenarios: `reset()` goes through the scenarios in a new random order each time
-            round, instead of the given order.
-        seed: of that order; None: random.
+        randomize_scenarios: True: `reset()` and training go through the scenarios in a new random
+            order each time round. False: in the given order. None: training at random, `reset()`
+            in the given order.
+        seed: of the order of `reset()` (None: random); training's is the run's.
 
     Raises:
         ConfigurationError: every scenario that cannot be played, with what is wrong with it.
@@ -88,7 +96,7 @@ class ConversationEnvironment(Environment):
         self,
         scenarios: Sequence[Mapping[str, Any]],
         max_turns: int = 10,
-        randomize_scenarios: bool = False,
+        randomize_scenarios: bool | None = None,
         *,
         seed: int | None = None,
     ) -> None:

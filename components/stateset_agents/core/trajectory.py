@@ -47,13 +47,31 @@ class TokenSample:
 
 @dataclass(slots=True)
 class ConversationTurn:
-    """One message. `reward` is the turn's own, if a reward function gives any."""
+    """One message. `reward` is the turn's own, if a reward function gives any.
+
+    It reads like a message as well (`turn["content"]`, `turn.get("role")`, `dict(turn)`), so an
+    environment takes the agent's answer and plain messages alike.
+    """
 
     role: str
     content: str
     reward: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     sample: TokenSample | None = None
+
+    def __getitem__(self, key: str) -> str:
+        if key not in ("role", "content"):
+            raise KeyError(key)
+        text: str = getattr(self, key)
+        return text
+
+    def keys(self) -> tuple[str, ...]:
+        """Those of a message."""
+        return ("role", "content")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a message."""
+        return self[key] if key in self.keys() else default
 
 
 # A message as chat templates and the OpenAI protocol have it: {"role": ..., "content": ...}.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stateset_agents.rewards.customer_service import CustomerServiceReward
+    from stateset_agents.rewards.environment_reward import EnvironmentReward
     from stateset_agents.rewards.llm_judge import LLMJudgeReward
     from stateset_agents.rewards.multi_objective_reward import MultiObjectiveReward
     from stateset_agents.rewards.sales_assistant import SalesAssistantReward
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CustomerServiceReward": "customer_service",
+    "EnvironmentReward": "environment_reward",
     "LLMJudgeReward": "llm_judge",
     "MultiObjectiveReward": "multi_objective_reward",
     "SalesAssistantReward": "sales_assistant",
@@ -27,6 +29,7 @@ _HOMES = {
 
 __all__ = [
     "CustomerServiceReward",
+    "EnvironmentReward",
     "LLMJudgeReward",
     "MultiObjectiveReward",
     "SalesAssistantReward",

@@ -135,13 +135,21 @@ class RolloutPlayer:
         scenarios, count = self._environment.scenarios, self._config.groups_per_step
         if not scenarios:
             return [None] * count
-        return scenarios_of_step(scenarios, step, count, self._config.seed)
+        return scenarios_of_step(
+            scenarios, step, count, self._config.seed, shuffled=self._is_shuffled
+        )
 
     def _further(self, step: int) -> Iterator[Scenario | None]:
         scenarios, count = self._environment.scenarios, self._config.groups_per_step
         if not scenarios:
             return repeat(None)
-        return further_scenarios(scenarios, step, count, self._config.seed)
+        return further_scenarios(
+            scenarios, step, count, self._config.seed, shuffled=self._is_shuffled
+        )
+
+    @property
+    def _is_shuffled(self) -> bool:
+        return self._environment.randomize_scenarios is not False
 
 
 def _sampled_tokens(group: TrajectoryGroup) -> int:

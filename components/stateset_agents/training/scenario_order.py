@@ -11,31 +11,35 @@ Item = TypeVar("Item")
 
 
 def scenarios_of_step(
-    scenarios: Sequence[Item], step: int, groups_per_step: int, seed: int
+    scenarios: Sequence[Item], step: int, groups_per_step: int, seed: int, *, shuffled: bool = True
 ) -> list[Item]:
     """The scenarios of `step` (from 0): the list is gone through again and again, each time whole
-    and in a new order.
+    and in a new order, or in its own if not `shuffled`.
     """
-    return [scenarios[n] for n in _places_of_step(len(scenarios), step, groups_per_step, seed)]
+    places = _places_of_step(len(scenarios), step, groups_per_step, seed, shuffled)
+    return [scenarios[n] for n in places]
 
 
 def further_scenarios(
-    scenarios: Sequence[Item], step: int, groups_per_step: int, seed: int
+    scenarios: Sequence[Item], step: int, groups_per_step: int, seed: int, *, shuffled: bool = True
 ) -> Iterator[Item]:
     """What may replace scenarios of `step` that teach nothing: those that the step does not visit
-    (all, if it visits each), in an order of its own, again and again.
+    (all, if it visits each), in an order of their own, again and again. `shuffled` is the step's.
     """
-    visited = set(_places_of_step(len(scenarios), step, groups_per_step, seed))
+    visited = set(_places_of_step(len(scenarios), step, groups_per_step, seed, shuffled))
     others = [n for n in range(len(scenarios)) if n not in visited] or list(range(len(scenarios)))
     random.Random(f"further scenarios {seed} {step}").shuffle(others)
     return (scenarios[n] for n in cycle(others))
 
 
-def _places_of_step(count: int, step: int, groups_per_step: int, seed: int) -> list[int]:
+def _places_of_step(
+    count: int, step: int, groups_per_step: int, seed: int, shuffled: bool
+) -> list[int]:
     places = []
     for visit in range(step * groups_per_step, (step + 1) * groups_per_step):
         round_number, place = divmod(visit, count)
         order = list(range(count))
-        random.Random(f"scenario order {seed} {round_number}").shuffle(order)
+        if shuffled:
+            random.Random(f"scenario order {seed} {round_number}").shuffle(order)
         places.append(order[place])
     return places
