@@ -20,7 +20,12 @@ from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import ConfigurationError, TrainingError
-from stateset_agents.inference.loading import load_model
+from stateset_agents.inference.loading import (
+    load_model,
+    resolve_attention,
+    resolve_device,
+    resolve_dtype,
+)
 from stateset_agents.tracking.reports import check_installed, open_reports
 from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.batch import TrainingBatch
@@ -400,15 +405,21 @@ class Trainer:
         """Load the policy at first use: making a trainer stays cheap."""
         if self._learner is None:
             config = self.config
-            device = _device_of(self.agent)
+            spoken = self.agent.config
+            device, _ = resolve_device(spoken.device_map)
             dtype = computing_dtype(config, device)
-            model = load_model(self.agent.config.model_name, dtype=dtype, device=device)
+            # what an attention falls back to, the agent has told
+            attention, _ = resolve_attention(
+                spoken.attn_implementation, device, resolve_dtype(dtype)
+            )
+            model = load_model(
+                spoken.model_name, dtype=dtype, device=device, attn_implementation=attention
+            )
             check_model(model, config)
             self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
             formats = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
             policy = Policy(model, config.model_copy(update=formats))
-            model_name = self.agent.config.model_name
-            critic = make_critic(policy, config, model_name, self._value_function)
+            critic = make_critic(policy, config, spoken.model_name, self._value_function)
             self._learner = make_learner(policy, config, critic)
         return self._learner
 
@@ -419,7 +430,9 @@ class Trainer:
             "training settings": checkpoints.digest(settings),
             "agent settings": checkpoints.digest(spoken),
             "base model": base_model,
-            "scenarios": checkpoints.digest(list(self.environment.scenarios)),
+            "scenarios": checkpoints.digest(
+                [list(self.environment.scenarios), self.environment.randomize_scenarios]
+            ),
             "demonstrations": checkpoints.digest([asdict(one) for one in self.demonstrations]),
             **value_function_fingerprint(self._value_function),
             **self._extra_fingerprint,
@@ -443,14 +456,6 @@ class Trainer:
         checkpoints.restore_random_states(saved.state["random"])
 
 
-def _device_of(agent: MultiTurnAgent) -> str:
-    import torch
-
-    if agent.config.device_map != "auto":
-        return agent.config.device_map
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _check_agent(agent: MultiTurnAgent) -> None:
     problems = []
     if agent.config.use_stub_model:
@@ -462,6 +467,12 @@ def _check_agent(agent: MultiTurnAgent) -> None:
         problems.append(
             "temperature=0: greedy answers are all alike, so a group teaches nothing; use a "
             "temperature above 0, such as 1.0"
+        )
+    if agent.config.repetition_penalty != 1:
+        problems.append(
+            f"repetition_penalty={agent.config.repetition_penalty}: answers would be drawn from "
+            "another distribution than the one whose gradient is taken; train with 1.0 (a reward "
+            "against repetition does what the penalty does)"
         )
     if problems:
         raise ConfigurationError(problems)
