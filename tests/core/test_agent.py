@@ -67,6 +67,8 @@ assert not {"torch", "transformers", "mlflow"} & set(sys.modules)
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"torch_dtype": "int8"}, "torch_dtype"),
         ({"model_name": ""}, "model_name"),
+        ({"use_stub_model": True, "stub_responses": []}, "stub_responses"),
+        ({"use_stub_model": True, "stub_responses": "Hi."}, "stub_responses"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(settings: dict[str, object], key: str) -> None:
@@ -116,6 +118,11 @@ async def test_a_device_that_is_not_there_is_named(
     agent = MultiTurnAgent(AgentConfig(model_name=str(tiny_model_dir), device_map="cuda:0"))
     with pytest.raises(ConfigurationError, match="'cuda:0', and torch finds no CUDA device"):
         await agent.initialize()
+
+
+def test_a_config_of_another_type_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="given a dict for its config; an AgentConfig"):
+        MultiTurnAgent({"model_name": "gpt2"})  # type: ignore[arg-type]
 
 
 async def test_an_agent_that_was_not_initialized_says_what_to_call() -> None:

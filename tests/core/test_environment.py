@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 
@@ -103,6 +104,25 @@ async def test_a_scenario_from_elsewhere_can_be_played() -> None:
     assert said(state) == [("user", "Hm?")]
     with pytest.raises(ConfigurationError, match="user_responses"):
         await environment.reset({"id": "held_out", "user_responses": []})
+
+
+@pytest.mark.parametrize(
+    ("scenarios", "max_turns", "problem"),
+    [
+        ([], 4, "there are no scenarios; at least one is needed"),
+        ({"id": "a"}, 4, "scenarios is a dict; a list of mappings is needed"),
+        ("greeting", 4, "scenarios is a str; a list of mappings is needed"),
+        (None, 4, "scenarios is a NoneType; a list of mappings is needed"),
+        ([GREETING], "4", "max_turns is '4'; a whole number is needed"),
+        ([GREETING], 1, "max_turns is 1; it counts messages of both sides, so at least 2"),
+    ],
+)
+def test_arguments_that_make_no_environment_are_named(
+    scenarios: Any, max_turns: Any, problem: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ConversationEnvironment(scenarios, max_turns)
+    assert caught.value.problems == (problem,)
 
 
 def test_every_problem_of_every_scenario_is_in_one_message() -> None:

@@ -115,3 +115,12 @@ def test_limits_that_contradict_each_other_are_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
         ConversationMemory(max_turns=0, summarization_threshold=50)
     assert len(caught.value.problems) == 2
+
+
+def test_limits_of_the_wrong_type_are_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ConversationMemory(max_turns="10", summarization_threshold=2.5)  # type: ignore[arg-type]
+    assert caught.value.problems == (
+        "max_turns is '10'; a whole number is needed",
+        "summarization_threshold is 2.5; a whole number is needed",
+    )

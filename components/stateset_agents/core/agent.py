@@ -69,6 +69,9 @@ class MultiTurnAgent(Agent):
         engine: an engine that stands already; None lets `initialize` make one.
         memory: what was said in earlier conversations with the same user. Episodes read it and
             never write to it: a group's alternatives of one conversation did not happen.
+
+    Raises:
+        ConfigurationError: `config` is no `AgentConfig`.
     """
 
     def __init__(
@@ -78,6 +81,12 @@ class MultiTurnAgent(Agent):
         *,
         memory: ConversationMemory | None = None,
     ) -> None:
+        given: Any = config
+        if not isinstance(given, AgentConfig):
+            raise ConfigurationError(
+                f"an agent was given a {type(given).__name__} for its config; an AgentConfig is "
+                "needed, as in AgentConfig(model_name=...)"
+            )
         self.config = config
         self.memory = memory
         self._engine = engine
@@ -100,9 +109,8 @@ class MultiTurnAgent(Agent):
             ConfigurationError: settings that cannot work.
         """
         other = copy.copy(self)
-        other.config = type(self.config)(
-            **{**self.config.model_dump(exclude_unset=True), **settings}
-        )
+        given = self.config.model_dump(exclude_unset=True)
+        other.config = type(self.config)(**{**given, **settings})
         other._engine = None
         return other
 

@@ -79,7 +79,7 @@ class AgentConfig(GenerationSettings):
     """Of answers outside an episode; an episode has its own. None: a new one for each answer."""
     use_stub_model: bool = False
     """Answer with `stub_responses` instead of a model: instant, nothing is loaded."""
-    stub_responses: list[str] | None = None
+    stub_responses: list[str] | None = Field(default=None, min_length=1)
     """What the stub says, in turn. None: the stub engine's own sentences."""
 
     @model_validator(mode="after")

@@ -101,7 +101,10 @@ class ConversationEnvironment(Environment):
         seed: int | None = None,
     ) -> None:
         problems = _problems(scenarios)
-        if max_turns < 2:
+        given: Any = max_turns
+        if not isinstance(given, int):
+            problems.append(f"max_turns is {max_turns!r}; a whole number is needed")
+        elif max_turns < 2:
             problems.append(
                 f"max_turns is {max_turns}; it counts messages of both sides, so at least 2"
             )
@@ -174,7 +177,9 @@ class ConversationEnvironment(Environment):
         return self._upcoming.pop(0)
 
 
-def _problems(scenarios: Sequence[Mapping[str, Any]]) -> list[str]:
+def _problems(scenarios: Any) -> list[str]:
+    if isinstance(scenarios, str | Mapping) or not isinstance(scenarios, Sequence):
+        return [f"scenarios is a {type(scenarios).__name__}; a list of mappings is needed"]
     if not scenarios:
         return ["there are no scenarios; at least one is needed"]
     problems: list[str] = []

@@ -77,7 +77,7 @@ class EnvironmentReport:
         if not self.findings:
             return f"{played}, nothing found"
         lines = [f"{one.severity} [{one.code}] {one.message}" for one in self.findings]
-        return "\n".join([f"{played}, {len(self.findings)} findings", *lines])
+        return "\n".join([f"{played}; found:", *lines])
 
 
 async def check_environment(

@@ -36,7 +36,16 @@ class ConversationMemory:
     """
 
     def __init__(self, max_turns: int = 100, summarization_threshold: int | None = 50) -> None:
-        problems = []
+        problems = [
+            f"{name} is {value!r}; a whole number is needed"
+            for name, value in (
+                ("max_turns", max_turns),
+                ("summarization_threshold", summarization_threshold),
+            )
+            if not isinstance(value, int) and not (value is None and name != "max_turns")
+        ]
+        if problems:
+            raise ConfigurationError(problems)
         if max_turns < 1:
             problems.append(f"max_turns is {max_turns}; keep at least 1 turn")
         if summarization_threshold is not None and not 1 <= summarization_threshold < max_turns:
