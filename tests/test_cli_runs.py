@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import yaml
 
 from stateset_agents import cli
 from stateset_agents.cli.exit_codes import ExitCode
+from stateset_agents.core.environment import CONVERSATION_CONFIGS
 from stateset_agents.evaluation.policies import load_agent
 from stateset_agents.tracking.policy_folder import read_policy_folder
 
@@ -223,7 +225,7 @@ def test_a_whole_model_is_trained_evaluated_and_compared_as_well(
     adapter_folder = str(trained / "checkpoints/final")
     assert run("compare", adapter_folder, "checkpoints/final", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["pairs"] == 2 * 3
+    assert found["pairs"] == 2 * len(CONVERSATION_CONFIGS["customer_service"]["scenarios"])
     assert found["measures"]["reward"]["low"] <= found["measures"]["reward"]["difference"]
 
 
@@ -358,6 +360,7 @@ def test_every_problem_of_a_configuration_is_told_at_once(
         (("evaluate", "--checkpoint", "x", "--input", "nil.jsonl"), "nil.jsonl: the file is empty"),
         (("data", "import", "csv", "no.csv", "out.jsonl"), "no.csv: no such file"),
         (("init", "--path", "config.yaml"), "config.yaml: is there already"),
+        (("train", "--stub", "--save", "config.yaml"), "name another place"),
     ],
 )
 def test_what_cannot_be_done_is_one_message_and_exit_code_1(
@@ -406,19 +409,25 @@ def test_an_empty_list_of_scenarios_is_told_with_its_file(
     assert "found 'builtin:cooking'; allowed are builtin:customer_service" in told
 
 
-def test_validate_tells_problems_of_data_rewards_and_pairs_together(
-    small: Path, capsys: pytest.CaptureFixture[str]
+def test_validate_tells_problems_of_data_model_rewards_and_pairs_together(
+    small: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(
         small / "config.yaml",
         rewards={"weights": {"rubric": 1, "helpfulness": 0, "conciseness": 0, "learned": 0.5}},
-        train={"warm_start_steps": 2},
+        train={"warm_start_steps": 2, "max_prompt_length": 9999},
+        base_model={"source": str(tiny_model_dir)},
     )
     assert run("validate", "--json") == 1
     report = json.loads(capsys.readouterr().out)
     assert report["valid"] is False
     told = "\n".join(report["problems"])
-    assert "rewards.weights.rubric is 1.0, but 3 of the 3 scenarios have no rubric" in told
+    assert "train.max_prompt_length: found 9999, allowed: at most 2048, the positions of" in told
+    count = len(CONVERSATION_CONFIGS["customer_service"]["scenarios"])
+    assert (
+        f"rewards.weights.rubric is 1.0, but {count} of the {count} scenarios have no rubric"
+        in told
+    )
     assert "data/preferences/train.jsonl: no such file" in told
     assert "there is no reward model at data/reward_model" in told
 
@@ -433,3 +442,14 @@ def test_the_checkpoint_of_a_stub_is_no_start_for_a_model(
     assert "is a training checkpoint" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", "checkpoints") == 1
     assert "give checkpoints/final" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_told_before_the_checkpoint_is_looked_at(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert run("serve", "--checkpoint", "no", "--port", port) == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in capsys.readouterr().err

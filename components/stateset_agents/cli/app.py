@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,19 @@ import typer
 from stateset_agents.cli import chat, compare, data, doctor, evaluate, init, serve, train, validate
 from stateset_agents.cli.exit_codes import EPILOG, ExitCode
 from stateset_agents.exceptions import StateSetError
+
+# What a disk or its owner refuses is no defect of the program: a message, and no traceback.
+_REFUSED = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "make room",
+    errno.EROFS: "name another place",
+    errno.EACCES: "give this user the right to it, or name another place",
+    errno.EPERM: "give this user the right to it, or name another place",
+    errno.ENOTDIR: "name another place",
+    errno.EISDIR: "name another place",
+    errno.EEXIST: "name another place",
+}
 
 app = typer.Typer(
     name="stateset-agents",
@@ -41,11 +55,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(None if arguments is None else list(arguments), prog_name="stateset-agents")
     except StateSetError as error:
-        sys.stdout.flush()
-        sys.stderr.write(f"error: {error}\n")
-        return ExitCode.FAILED
+        return _failed(str(error))
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        return _failed(f"{error}; {_REFUSED[error.errno]}")
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else ExitCode.DONE
     return ExitCode.DONE
+
+
+def _failed(message: str) -> ExitCode:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+    return ExitCode.FAILED

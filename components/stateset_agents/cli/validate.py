@@ -65,6 +65,7 @@ def _look_at_data(settings: RunConfig, problems: list[str]) -> dict[str, Any]:
     if settings.train.warm_start_steps:
         with _collecting(problems):
             counts["pairs"] = len(read_pairs(settings.scenarios))
+    problems += _problems_of_model(settings)
     with _collecting(problems):
         find_reward_model(settings.rewards)
     with _collecting(problems):
@@ -72,6 +73,28 @@ def _look_at_data(settings: RunConfig, problems: list[str]) -> dict[str, Any]:
         if any(weights.model_dump().values()):
             build_reward(settings.rewards.model_copy(update={"weights": weights}))
     return {"data": dict(counts)}
+
+
+def _problems_of_model(settings: RunConfig) -> Iterator[str]:
+    """As far as the model is here already: fetching it is `train`'s to do."""
+    from stateset_agents.cli.inputs import known_base_model
+    from stateset_agents.training.memory import read_shape
+
+    folder = known_base_model(settings)
+    if folder is None:
+        return
+    if not folder.is_dir():
+        yield f"base_model.source: found {str(folder)!r}, which is no folder; name a model's folder"
+        return
+    shape, train = read_shape(folder), settings.train
+    if shape is None or not shape.max_positions:
+        return
+    for name in ("max_prompt_length", "max_completion_length"):
+        if getattr(train, name) > shape.max_positions:
+            yield (
+                f"train.{name}: found {getattr(train, name)}, allowed: at most "
+                f"{shape.max_positions}, the positions of {folder}"
+            )
 
 
 @contextmanager
