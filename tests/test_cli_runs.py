@@ -422,7 +422,7 @@ def test_validate_tells_problems_of_data_model_rewards_and_pairs_together(
     report = json.loads(capsys.readouterr().out)
     assert report["valid"] is False
     told = "\n".join(report["problems"])
-    assert "train.max_prompt_length: found 9999, allowed: at most 2048, the positions of" in told
+    assert "train.max_prompt_length: found 9999, allowed: below 2048, the positions of" in told
     count = len(CONVERSATION_CONFIGS["customer_service"]["scenarios"])
     assert (
         f"rewards.weights.rubric is 1.0, but {count} of the {count} scenarios have no rubric"
@@ -436,8 +436,9 @@ def test_the_checkpoint_of_a_stub_is_no_start_for_a_model(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("train", "--stub") == 0
-    assert run("train", "--resume", "checkpoints/step_2") == 1
-    assert "is of a run with --stub, which has no weights" in capsys.readouterr().err
+    for named in ("checkpoints/step_2", "checkpoints"):
+        assert run("train", "--resume", named) == 1
+        assert "is of a run with --stub, which has no weights" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", "checkpoints/step_2") == 1
     assert "is a training checkpoint" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", "checkpoints") == 1

@@ -214,8 +214,8 @@ def _check_resumed(resume: Path | None, *, stub: bool) -> None:
             f"{resume}: there is no such folder; name one that `train --save` wrote, such as "
             f"{DEFAULT_SAVE}/step_1000"
         )
-    state = resume / "state.json"
-    if not stub and state.is_file() and not (resume / "weights.safetensors").is_file():
+    steps = [resume] if (resume / "state.json").is_file() else list(resume.glob("step_*"))
+    if not stub and steps and not any((one / "weights.safetensors").is_file() for one in steps):
         raise CheckpointError(
             f"{resume} is of a run with --stub, which has no weights to go on from: resume it with "
             "--stub, or leave --resume out"

@@ -89,12 +89,11 @@ def _problems_of_model(settings: RunConfig) -> Iterator[str]:
     shape, train = read_shape(folder), settings.train
     if shape is None or not shape.max_positions:
         return
-    for name in ("max_prompt_length", "max_completion_length"):
-        if getattr(train, name) > shape.max_positions:
-            yield (
-                f"train.{name}: found {getattr(train, name)}, allowed: at most "
-                f"{shape.max_positions}, the positions of {folder}"
-            )
+    if train.max_prompt_length >= shape.max_positions:
+        yield (
+            f"train.max_prompt_length: found {train.max_prompt_length}, allowed: below "
+            f"{shape.max_positions}, the positions of {folder}, which an answer needs as well"
+        )
 
 
 @contextmanager
