@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from stateset_agents import debug
+from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
 from stateset_agents.exceptions import TrainingError
 from stateset_agents.training.debug_checks import check_batch
 from tests.training.made import make_advantages, make_rows, to_batch
@@ -74,6 +75,14 @@ def test_set_at_run_time_a_run_tells_every_conversation(
     told = [r.getMessage() for r in caplog.records if r.name.endswith("debug_checks")]
     assert sum("reward" in text and "answers:" in text for text in told) == 2
     assert any(text.startswith("batch: 2 rows") for text in told)
+
+
+def test_set_at_run_time_it_is_read_when_an_agent_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(debug.VARIABLE, "1")
+
+    MultiTurnAgent(AgentConfig(model_name="stub://demo", use_stub_model=True))
+
+    assert PACKAGE.level == logging.DEBUG
 
 
 def test_switched_off_again_the_loggers_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from stateset_agents import debug
 from stateset_agents.core import context_compression
 from stateset_agents.core.agent_config import AgentConfig, GenerationSettings
 from stateset_agents.core.memory import ConversationMemory
@@ -87,6 +88,7 @@ class MultiTurnAgent(Agent):
                 f"an agent was given a {type(given).__name__} for its config; an AgentConfig is "
                 "needed, as in AgentConfig(model_name=...)"
             )
+        debug.apply()
         self.config = config
         self.memory = memory
         self._engine = engine
