@@ -127,7 +127,7 @@ def _train(
     samples = ConversationSamples()
     try:
         with ProgressBar(Console(stderr=True)) as bar:
-            everyone = [bar, samples, CheckpointCallback(STATE), *callbacks]
+            everyone = [bar, samples, CheckpointCallback(STATE, final=False), *callbacks]
             asyncio.run(_train_and_close(trainer, everyone, checkpoint))
     finally:
         trainer.logger.close()

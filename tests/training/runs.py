@@ -236,7 +236,7 @@ def _child(
 ) -> None:
     began.set()
     checkpoints = work / "checkpoints"
-    callbacks: list[TrainingCallback] = [CheckpointCallback(checkpoints)]
+    callbacks: list[TrainingCallback] = [CheckpointCallback(checkpoints, final=False)]
     if kill is not None:
         callbacks.append(KILLS[kill[0]](kill[1]))
     resume = checkpoints if any(checkpoints.glob("step_*")) else None

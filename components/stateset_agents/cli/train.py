@@ -109,7 +109,7 @@ def _run_to_end(
                 bar,
                 samples,
                 _metrics_file(run, save_dir),
-                CheckpointCallback(save_dir),
+                CheckpointCallback(save_dir, final=False),
                 interruption,
             ]
             return asyncio.run(_train_and_save(run, callbacks, resume, save_dir, samples))

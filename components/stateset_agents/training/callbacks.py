@@ -119,8 +119,19 @@ class EarlyStoppingCallback(TrainingCallback):
 
 
 class CheckpointCallback(TrainingCallback):
-    """Save a checkpoint every `save_steps` steps (None: as the training config says) and at the
-    end; keep the newest ones.
+    """Save a checkpoint every `save_steps` steps and at the end, and what comes out of the run.
+
+        <save_dir>/step_<n>   what a run needs to go on, the newest ones
+        <save_dir>/final      the policy at the end, which can be evaluated and served
+        <save_dir>/best       the policy where `best_metric` was highest
+
+    Args:
+        save_dir: the folder.
+        save_steps: steps between checkpoints. None: as the training config says.
+        keep: checkpoints that are kept. None: as the training config says.
+        best_metric: such as `eval/reward/mean`, which is there at evaluations, or `reward/mean`.
+            None: no `best`.
+        final: False leaves the policy to somebody else.
 
     Raises:
         ConfigurationError: `save_steps` below 0, or `keep` below 1.
@@ -129,7 +140,13 @@ class CheckpointCallback(TrainingCallback):
     runs_last = True
 
     def __init__(
-        self, save_dir: Path | str, save_steps: int | None = None, keep: int | None = None
+        self,
+        save_dir: Path | str,
+        save_steps: int | None = None,
+        keep: int | None = None,
+        best_metric: str | None = None,
+        *,
+        final: bool = True,
     ) -> None:
         if (save_steps is not None and save_steps < 0) or (keep is not None and keep < 1):
             raise ConfigurationError(
@@ -139,16 +156,60 @@ class CheckpointCallback(TrainingCallback):
         self.save_dir = Path(save_dir)
         self.save_steps = save_steps
         self.keep = keep
+        self.best_metric = best_metric
+        self.best: float | None = None
+        self.final = final
+
+    async def on_train_start(self, trainer: Trainer) -> None:
+        """See that the metric of an evaluation will come.
+
+        Raises:
+            ConfigurationError: it will not.
+        """
+        if self.best_metric is not None:
+            _check_evaluated(self.name, self.best_metric, trainer)
 
     async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Save when it is time, or when training is about to end.
 
         Raises:
             CheckpointError: it could not be written; the one before is whole.
+            TrainingError: `best_metric` is not measured.
         """
+        self._keep_best(trainer, metrics)
         every = trainer.config.save_steps if self.save_steps is None else self.save_steps
         if trainer.is_last_step or (every and trainer.step % every == 0):
             trainer.save_checkpoint(self.save_dir, keep=self.keep)
+
+    async def on_train_end(self, trainer: Trainer) -> None:
+        """Leave the policy in `final`.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self.final:
+            from stateset_agents.training.final_policy import save_final
+
+            save_final(trainer, self.save_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from it."""
+        self.best = state.get("best")
+
+    def _keep_best(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        if self.best_metric is None:
+            return
+        value = _watched(self.name, self.best_metric, metrics)
+        if value is not None and (self.best is None or value > self.best):
+            from stateset_agents.training.final_policy import write_policy
+            from stateset_agents.training.whole_folder import replace_folder
+
+            self.best = value
+            replace_folder(self.save_dir / "best", lambda folder: write_policy(folder, trainer))
 
 
 def _watched(name: str, metric: str, metrics: Mapping[str, float]) -> float | None:
