@@ -454,3 +454,27 @@ def test_a_port_in_use_is_told_before_the_checkpoint_is_looked_at(
         port = str(other.getsockname()[1])
         assert run("serve", "--checkpoint", "no", "--port", port) == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+
+
+def test_what_is_looked_at_while_it_trains_are_the_scenarios_of_the_split_validation(
+    small: Path, tiny_model_dir: Path
+) -> None:
+    rows = [
+        {"id": f"s{n}", "topic": "orders", "intent": f"i{n}", "user_responses": ["Hi"] * n}
+        for n in (1, 2, 3)
+    ]
+    Path("s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = ("train", "validation", "heldout")
+    entries = {f"i{n}": {"topic": "orders", "split": split} for n, split in enumerate(splits, 1)}
+    Path("intents.yaml").write_text(yaml.safe_dump({"intents": entries}))
+    write_config(
+        small / "config.yaml",
+        base_model={"source": str(tiny_model_dir)},
+        scenarios={"sources": ["s.jsonl"], "intents": "intents.yaml"},
+        train={"eval_steps": 4},
+    )
+    assert run("train") == 0
+    steps = rows_of("checkpoints/metrics.jsonl")
+    # the one of the split has two turns, the one that is trained on has one
+    assert steps[-1]["eval/rollout/answers_mean"] == 2
+    assert steps[-1]["rollout/answers_mean"] == 1

@@ -152,7 +152,8 @@ def _trainer(settings: RunConfig) -> Trainer:
     )
     from stateset_agents.data.scenario_set import to_train_on
 
-    scenarios = to_train_on(read_scenarios(settings.scenarios))
+    scenarios = read_scenarios(settings.scenarios)
+    trained_on = to_train_on(scenarios)
     pairs = read_pairs(settings.scenarios) if settings.train.warm_start_steps else []
     reward_model = find_reward_model(settings.rewards)
     base_model = fetch_base_model(settings)
@@ -160,12 +161,13 @@ def _trainer(settings: RunConfig) -> Trainer:
 
     return make_trainer(
         base_model=base_model,
-        scenarios=scenarios,
+        scenarios=trained_on,
         agent=settings.agent,
         rewards=settings.rewards,
         train=settings.train,
         reward_model=reward_model,
         pairs=pairs,
+        eval_scenarios=[one for one in scenarios if one.split == "validation"],
     )
 
 

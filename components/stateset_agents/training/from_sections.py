@@ -31,6 +31,7 @@ def make_trainer(
     train: TrainingConfig,
     reward_model: Path | None = None,
     pairs: Sequence[PreferencePair] = (),
+    eval_scenarios: Sequence[Scenario] = (),
 ) -> Trainer:
     """A trainer that has loaded nothing yet but the reward model.
 
@@ -42,6 +43,7 @@ def make_trainer(
         train: how it is trained.
         reward_model: needed where `rewards.weights.learned` is not 0, and not read otherwise.
         pairs: their preferred answers are what `train.warm_start_steps` imitates.
+        eval_scenarios: what `train.eval_steps` plays; without it they are not looked at.
 
     Raises:
         ConfigurationError: settings that contradict each other, or scenarios that cannot be played.
@@ -57,6 +59,9 @@ def make_trainer(
         train,
         fingerprint={"rewards": digest(rewarded_by)},
         demonstrations=demonstrations(pairs) if train.warm_start_steps else (),
+        eval_environment=(
+            make_environment(eval_scenarios) if eval_scenarios and train.eval_steps else None
+        ),
     )
 
 
