@@ -11,8 +11,11 @@ inner size, K the width of all key heads together and V the vocabulary:
                   and c P for the frozen copy where KL is measured
                   LoRA: 16 A for the adapter's A parameters, c M for the M merged weights
     conversations 2 c L K tokens       keys and values of what is played side by side
-    activations   c L (10 D + 2 K + 4 I) tokens of a micro-batch, and its logits in pieces
+    activations   c L (16 D + 2 K + 4 I) tokens of a micro-batch (norms keep float32 copies)
     process       Python, torch and transformers themselves
+
+On SmolLM2-135M (LoRA, 32 conversations side by side, micro-batches of 2,048 tokens) it says 4.4 GB;
+the peak was 4.39.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.model_size import estimated_parameters
 
 GIB = 2**30
-PROCESS_BYTES = 0.6 * GIB
+PROCESS_BYTES = 0.8 * GIB
 ENGINE_SLOTS = 64  # sequences whose keys and values the engine keeps, at most
 
 
@@ -95,7 +98,7 @@ def memory_need(shape: ModelShape, config: TrainingConfig, *, bf16: bool = True)
     if shape.max_positions:
         tokens = min(tokens, shape.max_positions)
     sequences = min(config.groups_per_step * config.num_generations, ENGINE_SLOTS)
-    per_token = 10 * shape.hidden + 2 * shape.key_width + 4 * shape.inner
+    per_token = 16 * shape.hidden + 2 * shape.key_width + 4 * shape.inner
     micro_batch = max(config.micro_batch_tokens, tokens)
     return MemoryNeed(
         weights=2.0 * size * parameters,
