@@ -25,6 +25,7 @@ from stateset_agents.cli.exit_codes import ExitCode
 from stateset_agents.core.environment import CONVERSATION_CONFIGS
 from stateset_agents.evaluation.policies import load_agent
 from stateset_agents.tracking.policy_folder import read_policy_folder
+from tests.tiny_model import make_tiny_model
 
 COMMAND = [sys.executable, "-m", "stateset_agents.cli"]
 ASK = [{"role": "user", "content": "Where is my parcel?"}]
@@ -443,6 +444,16 @@ def test_the_checkpoint_of_a_stub_is_no_start_for_a_model(
     assert "is a training checkpoint" in capsys.readouterr().err
     assert run("evaluate", "--checkpoint", "checkpoints") == 1
     assert "give checkpoints/final" in capsys.readouterr().err
+
+
+def test_an_adapter_on_a_model_of_another_size_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_tiny_model(tmp_path / "other", hidden=32)
+    final = str(trained / "checkpoints/final")
+    asked = ("evaluate", "--checkpoint", final, "--base-model", str(other), "--message", "Hi")
+    assert run(*asked) == 1
+    assert f"the adapter does not belong to {other}: it changes" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_told_before_the_checkpoint_is_looked_at(

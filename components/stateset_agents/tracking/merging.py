@@ -65,6 +65,13 @@ def merge_adapter(adapter: Path, base: Path, target: Path) -> None:
             key = next((k for k in tensors if f".{module}.weight".endswith(f".{k}")), None)
             if key is None:
                 continue
+            wanted = (up.shape[0], down.shape[1])
+            found = tuple(tensors[key].shape)
+            if found != (wanted[::-1] if transposed else wanted):
+                raise RegistryError(
+                    f"{adapter}: the adapter does not belong to {base}: it changes {key} of shape "
+                    f"{wanted}, which is {found} there; give the model that it was trained on"
+                )
             tensors[key] = _merge(tensors[key], down, up, scale, transposed)
             merged.add(module)
         save_file(tensors, target / file_name, metadata=metadata)
