@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stateset_agents import debug
 from stateset_agents.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -79,14 +80,14 @@ def set_up_logging() -> None:
     """Warnings of everybody and information of this project on standard error; all of it with
     STATESET_DEBUG=1.
     """
-    debug = os.environ.get("STATESET_DEBUG") == "1"
+    is_debugging = debug.is_on()
     logging.basicConfig(
-        level=logging.DEBUG if debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s" if debug else "%(message)s",
+        level=logging.DEBUG if is_debugging else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s" if is_debugging else "%(message)s",
         stream=sys.stderr,
     )
     own = logging.getLogger("stateset_agents")
-    own.setLevel(logging.DEBUG if debug else logging.INFO)
+    own.setLevel(logging.DEBUG if is_debugging else logging.INFO)
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")
 
