@@ -193,6 +193,26 @@ def test_the_answer_ends_before_a_stop_text(client: httpx.Client) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+def test_a_streamed_answer_comes_in_pieces_and_is_the_same_answer(client: httpx.Client) -> None:
+    at_once = _post(client, temperature=1, seed=3).json()["choices"][0]
+    body = {**ASK, "temperature": 1, "seed": 3, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines.pop() == "[DONE]"
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    pieces = [choice["delta"].get("content", "") for choice in choices]
+    assert len(pieces) > 3
+    assert "".join(pieces) == at_once["message"]["content"]
+    assert choices[-1]["finish_reason"] == at_once["finish_reason"]
+
+
+def test_a_client_that_leaves_does_not_keep_the_server_busy(client: httpx.Client) -> None:
+    body = {**ASK, "max_tokens": 1000, "stream": True}
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+    assert _post(client).status_code == 200
+
+
 def test_fields_that_ask_for_nothing_and_contents_in_parts_are_fine(client: httpx.Client) -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "Where is my parcel?"}]}]
     plain = _post(client).json()["choices"]
@@ -203,7 +223,7 @@ def test_fields_that_ask_for_nothing_and_contents_in_parts_are_fine(client: http
 @pytest.mark.parametrize(
     ("change", "status", "param", "message"),
     [
-        ({"stream": True}, 400, "stream", "does not stream yet"),
+        ({"stream_options": {}}, 400, "body", "stream_options needs stream to be true"),
         ({"n": 2}, 400, "n", "Input should be 1"),
         ({"tools": [{"type": "function"}]}, 400, "tools", "does not support this field"),
         ({"presence_penalty": 1}, 400, "presence_penalty", "does not support this field"),

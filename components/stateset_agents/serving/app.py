@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,10 +90,15 @@ def _add_routes(app: FastAPI) -> None:
     key = [Depends(_check_key)]
 
     @app.post("/v1/chat/completions", dependencies=key)
-    async def complete(request: Request, body: ChatRequest) -> dict[str, Any]:
+    async def complete(request: Request, body: ChatRequest) -> Response:
         model: ServedModel = request.app.state.model
         _check_limits(body, model, request.app.state.config)
-        return await model.complete(body)
+        if body.stream:
+            # what is wrong with the request is raised before the answer has begun
+            events = await model.stream(body)
+            headers = {"Cache-Control": "no-cache"}
+            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return JSONResponse(await model.complete(body))
 
     @app.get("/v1/models", dependencies=key)
     async def models(model: Annotated[ServedModel, Depends(_current)]) -> dict[str, Any]:

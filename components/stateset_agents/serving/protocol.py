@@ -6,7 +6,7 @@ that were ignored would be answered wrongly. It does not know HTTP servers nor m
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,7 +31,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
-    "stream_options": (None,),
     "audio": (None,),
     "modalities": (None, ["text"]),
 }
@@ -71,6 +70,14 @@ class RequestMessage(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+class StreamOptions(BaseModel):
+    """What a streamed answer says beside its text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
 class ChatRequest(BaseModel):
     """The body of POST /v1/chat/completions. None = the version's own setting."""
 
@@ -86,6 +93,7 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = None
     seed: int | None = None
     stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -106,17 +114,21 @@ class ChatRequest(BaseModel):
             raise ValueError("give up to 4 texts, none of them empty")
         return stop
 
-    @field_validator("stream")
-    @classmethod
-    def _no_streaming_yet(cls, stream: bool | None) -> bool | None:
-        if stream:
-            raise ValueError("this server does not stream yet; send the request without `stream`")
-        return stream
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options needs stream to be true; set it, or leave it out")
+        return self
 
     @property
     def stop_texts(self) -> list[str]:
         """`stop` as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def wants_usage(self) -> bool:
+        """True when a streamed answer is to end with the number of its tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def answer_tokens(self) -> int | None:

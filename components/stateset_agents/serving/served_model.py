@@ -11,14 +11,16 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stateset_agents.core.recorder import EpisodeRecorder, recording
-from stateset_agents.exceptions import ServingError
+from stateset_agents.exceptions import ServingError, StateSetError
 from stateset_agents.inference.engine import FinishReason
+from stateset_agents.serving.protocol import error_body
+from stateset_agents.serving.streaming import DONE, StopScanner, chunk, event
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.policy_folder import PolicyFolder, read_policy_folder
 
@@ -76,29 +78,81 @@ class ServedModel:
                 text = await agent.generate_response([m.as_chat() for m in request.messages])
             finally:
                 agent.release(conversation)
-        samples = recorder.samples
-        ended = bool(samples) and samples[-1].finish_reason is FinishReason.STOP
-        for stop in request.stop_texts:
-            text, found, _ = text.partition(stop)
-            ended = ended or bool(found)
-        prompt_tokens = sum(len(sample.prompt_token_ids) for sample in samples)
-        answer_tokens = sum(len(sample.token_ids) for sample in samples)
-        message = {"role": "assistant", "content": text}
-        finish = "stop" if ended else "length"
+        scanner = StopScanner(request.stop_texts)
+        message = {"role": "assistant", "content": scanner.feed(text) + scanner.finish()}
+        finish = _finish_reason(recorder, scanner)
         return {
-            "id": f"chatcmpl-{conversation}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.full_name,
-            "system_fingerprint": self.fingerprint,
+            **self._head(conversation, "chat.completion"),
             "choices": [
                 {"index": 0, "message": message, "finish_reason": finish, "logprobs": None}
             ],
-            "usage": {
-                "prompt_tokens": prompt_tokens,
-                "completion_tokens": answer_tokens,
-                "total_tokens": prompt_tokens + answer_tokens,
-            },
+            "usage": _usage(recorder),
+        }
+
+    async def stream(self, request: ChatRequest) -> AsyncGenerator[str, None]:
+        """Answer a request as server-sent events, piece by piece as it is sampled.
+
+        Whoever stops listening stops the generation. A failure after the first piece is an event
+        with an `error`.
+
+        Raises:
+            ContextLengthError: conversation and answer do not fit the model.
+            EngineError: generation failed before the first piece.
+        """
+        agent = self._agent_for(request)
+        seed = secrets.randbits(63) if request.seed is None else request.seed
+        recorder = EpisodeRecorder(secrets.token_hex(12), seed)
+        pieces = agent.stream_response([m.as_chat() for m in request.messages])
+        try:
+            # the answer's own task begins here, and keeps the recorder
+            with recording(recorder):
+                first = await anext(pieces, "")
+        except BaseException:
+            agent.release(recorder.conversation_id)
+            raise
+        return self._events(request, agent, recorder, first, pieces)
+
+    async def _events(
+        self,
+        request: ChatRequest,
+        agent: MultiTurnAgent,
+        recorder: EpisodeRecorder,
+        first: str,
+        pieces: AsyncGenerator[str, None],
+    ) -> AsyncGenerator[str, None]:
+        head = self._head(recorder.conversation_id, "chat.completion.chunk")
+        scanner = StopScanner(request.stop_texts)
+        try:
+            yield chunk(head, {"role": "assistant", "content": ""})
+            if text := scanner.feed(first):
+                yield chunk(head, {"content": text})
+            # tokens are counted at the end of an answer, so a count waits for it
+            while not scanner.found or request.wants_usage:
+                piece = await anext(pieces, None)
+                if piece is None:
+                    break
+                if text := scanner.feed(piece):
+                    yield chunk(head, {"content": text})
+            if text := scanner.finish():
+                yield chunk(head, {"content": text})
+            yield chunk(head, {}, _finish_reason(recorder, scanner))
+            if request.wants_usage:
+                yield event({**head, "choices": [], "usage": _usage(recorder)})
+            yield DONE
+        except StateSetError as error:
+            logger.error("a request failed while it was answered: %s", error)
+            yield event(error_body(str(error), "server_error"))
+        finally:
+            await pieces.aclose()
+            agent.release(recorder.conversation_id)
+
+    def _head(self, conversation: str, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{conversation}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.full_name,
+            "system_fingerprint": self.fingerprint,
         }
 
     def _agent_for(self, request: ChatRequest) -> MultiTurnAgent:
@@ -112,6 +166,22 @@ class ServedModel:
         agent = copy.copy(self.agent)
         agent.config = self.agent.config.model_copy(update=update)
         return agent
+
+
+def _finish_reason(recorder: EpisodeRecorder, scanner: StopScanner) -> str:
+    samples = recorder.samples
+    ended = bool(samples) and samples[-1].finish_reason is FinishReason.STOP
+    return "stop" if ended or scanner.found else "length"
+
+
+def _usage(recorder: EpisodeRecorder) -> dict[str, int]:
+    prompt_tokens = sum(len(sample.prompt_token_ids) for sample in recorder.samples)
+    answer_tokens = sum(len(sample.token_ids) for sample in recorder.samples)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": answer_tokens,
+        "total_tokens": prompt_tokens + answer_tokens,
+    }
 
 
 async def load_served_model(
