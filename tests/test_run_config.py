@@ -106,8 +106,9 @@ def test_all_problems_are_told_at_once_with_line_key_found_and_allowed(tmp_path:
     )
     unknown = [problem for problem in problems if "unknown key" in problem]
     assert unknown[0].startswith(
-        "line 2: train.learning_rte: unknown key; did you mean `learning_rate`? allowed: algorithm"
+        "line 2: train.learning_rte: unknown key; did you mean `learning_rate`? allowed: "
     )
+    assert " algorithm, seed, " in unknown[0]
     assert unknown[1].startswith("line 6: evalute: unknown key; did you mean `evaluate`?")
     assert len(problems) == 6
 
