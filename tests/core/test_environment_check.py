@@ -180,7 +180,7 @@ async def test_each_kind_of_mistake_is_found_and_nothing_else(
     kind: type[Counting], codes: set[str]
 ) -> None:
     report = await report_of(kind())
-    assert {finding.code for finding in report.findings} == codes
+    assert {finding.check for finding in report.findings} == codes
     assert not report.ok
     with pytest.raises(ConfigurationError) as caught:
         report.raise_errors()
@@ -202,9 +202,7 @@ async def test_a_finding_says_where_what_and_what_is_needed() -> None:
 async def test_what_may_be_meant_is_a_warning() -> None:
     report = await report_of(Unpredictable())
     assert report.ok
-    assert [(one.code, one.severity) for one in report.findings] == [
-        ("not_deterministic", "warning")
-    ]
+    assert [(one.check, one.level) for one in report.findings] == [("not_deterministic", "warning")]
     report.raise_errors()
 
 
@@ -214,7 +212,7 @@ async def test_nothing_is_found_in_what_ships(domain: str) -> None:
     report = await check_environment(environment)
     assert report.findings == ()
     assert report.num_conversations == 10
-    assert str(report) == "ConversationEnvironment: 10 conversations played, nothing found"
+    assert str(report) == "ConversationEnvironment, 10 conversations played: nothing found"
 
 
 async def test_a_check_leaves_environment_and_random_numbers_as_they_were() -> None:

@@ -221,7 +221,7 @@ class TaskCompletionEnvironment(Environment):
 async def test_the_guides_environment_has_nothing_wrong() -> None:
     report = await check_environment(TaskCompletionEnvironment(["a", "b"]))
     assert report.ok
-    assert [finding.code for finding in report.findings] == ["agent_begins"]
+    assert [finding.check for finding in report.findings] == ["agent_begins"]
 
 
 def test_the_guides_agent_and_environment_train_on_the_environments_own_rewards(

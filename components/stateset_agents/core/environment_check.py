@@ -30,37 +30,46 @@ ANSWERS = (
 )
 ROLES = ("system", "user", "assistant")
 
-Severity = Literal["error", "warning"]
+Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class EnvironmentFinding:
     """One thing that was found.
 
     Attributes:
-        code: what kind of thing, for programs: `never_ends`.
+        level: "error": training would fail or learn something else than was meant; "warning": it
+            works, and may be meant so.
+        check: what kind of thing, a short name: `never_ends`.
         message: where, what was found, what is needed.
-        severity: `error`: training would fail or learn something else than was meant; `warning`: it
-            works, and may not be what was meant.
     """
 
-    code: str
+    level: Level
+    check: str
     message: str
-    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.check}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
 class EnvironmentReport:
-    """What a check found; as text, a finding a line."""
+    """What `check_environment` found; `str()` of it is for a person.
+
+    Attributes:
+        environment: its class.
+        findings: in the order in which they were found, each once.
+        num_conversations: played to the end.
+    """
 
     environment: str
-    findings: tuple[Finding, ...]
+    findings: tuple[EnvironmentFinding, ...]
     num_conversations: int
 
     @property
     def ok(self) -> bool:
-        """True when there is no error among the findings."""
-        return not any(finding.severity == "error" for finding in self.findings)
+        """True without an error; warnings may be there."""
+        return all(finding.level != "error" for finding in self.findings)
 
     def raise_errors(self) -> None:
         """Do nothing where all is well.
@@ -68,16 +77,15 @@ class EnvironmentReport:
         Raises:
             ConfigurationError: every error, a line each.
         """
-        errors = [finding.message for finding in self.findings if finding.severity == "error"]
+        errors = [finding.message for finding in self.findings if finding.level == "error"]
         if errors:
             raise ConfigurationError(errors)
 
     def __str__(self) -> str:
-        played = f"{self.environment}: {self.num_conversations} conversations played"
-        if not self.findings:
-            return f"{played}, nothing found"
-        lines = [f"{one.severity} [{one.code}] {one.message}" for one in self.findings]
-        return "\n".join([f"{played}; found:", *lines])
+        count = len(self.findings)
+        found = "nothing found" if not count else f"{count} finding{'s' if count > 1 else ''}"
+        head = f"{self.environment}, {self.num_conversations} conversations played: {found}"
+        return "\n".join([head, *(f"  {finding}" for finding in self.findings)])
 
 
 async def check_environment(
@@ -104,8 +112,7 @@ async def check_environment(
         seed: of the random generators.
 
     Returns:
-        Findings as data; `str()` of the report is for people, `report.ok` for a test,
-        `report.raise_errors()` for a script.
+        Findings as data; `report.ok` is for a test, `report.raise_errors()` for a script.
     """
     trial = _Trial(environment, tuple(answers), max_answers, timeout_seconds, seed)
     trial.findings += _about_scenarios(environment)
@@ -123,17 +130,19 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _about_scenarios(environment: Environment) -> Iterator[Finding]:
+def _about_scenarios(environment: Environment) -> Iterator[EnvironmentFinding]:
     scenarios: Any = environment.scenarios
     if not _is_list(scenarios):
-        yield Finding(
+        yield EnvironmentFinding(
+            "error",
             "scenarios_no_list",
             f"scenarios is a {type(scenarios).__name__}; a list of mappings is needed, or nothing "
             "where the environment chooses for itself",
         )
         return
     if not scenarios and "scenarios" in vars(environment):
-        yield Finding(
+        yield EnvironmentFinding(
+            "error",
             "no_scenarios",
             "scenarios is empty: training would have nothing to draw from and call reset() without "
             "one. Give scenarios, or leave the attribute out where the environment chooses",
@@ -141,20 +150,22 @@ def _about_scenarios(environment: Environment) -> Iterator[Finding]:
     seen: dict[str, int] = {}
     for index, scenario in enumerate(scenarios):
         if not isinstance(scenario, Mapping):
-            yield Finding(
+            yield EnvironmentFinding(
+                "error",
                 "scenario_no_mapping",
                 f"scenario {index} is a {type(scenario).__name__}; a mapping is needed",
             )
             continue
         name = scenario.get("id")
         if name is None:
-            yield Finding(
+            yield EnvironmentFinding(
+                "warning",
                 "scenario_without_id",
                 f"scenario {index} has no id; without one its seeds depend on its place in a step",
-                "warning",
             )
         elif str(name) in seen:
-            yield Finding(
+            yield EnvironmentFinding(
+                "error",
                 "scenario_id_repeated",
                 f"scenario {index} has the id {name!r} of scenario {seen[str(name)]}; ids are "
                 "unique",
@@ -178,7 +189,7 @@ class _Trial:
         seed: int,
     ) -> None:
         self.environment = environment
-        self.findings: list[Finding] = []
+        self.findings: list[EnvironmentFinding] = []
         self.num_conversations = 0
         self._answers = answers
         self._max_answers = max_answers
@@ -217,8 +228,8 @@ class _Trial:
         except Exception:  # a connection, a lock: then the one that there is has to do
             return self.environment
 
-    def _found(self, code: str, message: str, severity: Severity = "error") -> None:
-        self.findings.append(Finding(code, message, severity))
+    def _found(self, check: str, message: str, level: Level = "error") -> None:
+        self.findings.append(EnvironmentFinding(level, check, message))
 
     async def _play(
         self, environment: Environment, scenario: Scenario | None, where: str
@@ -384,8 +395,8 @@ class _Trial:
         except Exception as error:  # user code may raise anything: that is what is looked for
             self._stop("raises", f"{where} raised {type(error).__name__}: {error}")
 
-    def _stop(self, code: str, message: str) -> NoReturn:
-        self._found(code, message)
+    def _stop(self, check: str, message: str) -> NoReturn:
+        self._found(check, message)
         raise _Stopped
 
 
