@@ -13,6 +13,7 @@ _UPSET = re.compile(
     r" (?:angry|annoy\w*|frustrat\w*|furious|upset|disappoint\w*|unacceptable|ridiculous|terrible|"
     r"awful|horrible|worst|worried|worry|anxious|stress\w*|scared|afraid|sad|hate|fed up|sick of|"
     r"not happy|unhappy|had enough|waste of|joke|useless|disgust\w*|desperate|urgent\w*|"
+    r"not (?:yet )?(?:arrived|come|received|got)|delayed|very late|too late|weeks? late|days? late|"
     r"waited|been waiting|still (?:no|not|waiting|nothing)|never (?:arrived|came|again)|"
     r"again and again|"
     r"third time|second time|how dare|let down|ruined|broken|damaged|crash\w*|lost|missing|wrong|"

@@ -46,7 +46,7 @@ _DEFLECTS = re.compile(
     r"nothing (?:i|we) can do|(?:try|check) again later|you should have|read the (?:terms|faq)|"
     r"as an ai|calm down|your own fault|deal with it) "
 )
-_BRUSQUE_FACTOR, _ASKED_AGAIN_FACTOR, _ENOUGH_WORDS = 0.3, 0.4, 3
+_BRUSQUE_FACTOR, _ASKED_AGAIN_FACTOR, _ENOUGH_WORDS = 0.3, 0.2, 3
 _LONGEST_GOODBYE = 25
 
 
@@ -107,7 +107,7 @@ class ResolutionReward(RewardFunction):
     1 for a sentence that says what happens or can be done, with three content words or more, one of
     them the customer's or the policy's; 0.7 for a request for what is needed (order number, email
     address, postcode, photo) or another question on the matter; 0.85 for a question where the
-    customer has asked none; else 0. Times 0.4 for asking for what the customer has given already,
+    customer has asked none; else 0. Times 0.2 for asking for what the customer has given already,
     and 0.3 for sending the customer elsewhere or being brusque.
     Where the customer says goodbye, a short prose answer has 1.
     Fooled by: an outcome that is not true.
@@ -127,7 +127,7 @@ class ResolutionReward(RewardFunction):
 
 
 def _empathy(answer: Answer) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if not prose:
         return 0.0
     notes = [sentence for sentence in prose if notes_upset(sentence)]
@@ -140,7 +140,7 @@ def _empathy(answer: Answer) -> float:
 
 
 def _resolution(answer: Answer, policy: frozenset[str], heard: str) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if answer.closes:
         return float(bool(prose) and len(normalised_words(answer.text)) <= _LONGEST_GOODBYE)
     known = policy | (content_words(heard) - COURTESY_WORDS)

@@ -168,7 +168,7 @@ class HonestSalesReward(RewardFunction):
 
 
 def _advice(answer: Answer, policy: frozenset[str], heard: frozenset[str]) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if answer.closes:
         return float(bool(prose) and len(normalised_words(answer.text)) <= _LONGEST_GOODBYE)
     known = policy | heard
@@ -189,7 +189,7 @@ def _advice(answer: Answer, policy: frozenset[str], heard: frozenset[str]) -> fl
 
 
 def _needs(answer: Answer, heard: frozenset[str]) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if answer.closes:
         return float(bool(prose))
     if any(_asks_needs(one) for one in prose):

@@ -176,7 +176,7 @@ class DoesNoHarmReward(RewardFunction):
 
 
 def _troubleshooting(answer: Answer, known: frozenset[str], tried: frozenset[str]) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if answer.closes:
         return float(bool(prose) and len(normalised_words(answer.text)) <= 30)
     steps = [one for one in prose if not asks(one) or _STEP_STARTS.search(one.stem_text)]
@@ -225,7 +225,7 @@ _ANY_STEP = frozenset(
 
 
 def _diagnosis(answer: Answer) -> float:
-    prose = [sentence for sentence in answer.sentences if sentence.reads_as_prose]
+    prose = answer.own_prose
     if answer.closes:
         return float(bool(prose))
     question = any(asks(one) and _DIAGNOSTIC.search(_text(one)) for one in prose)

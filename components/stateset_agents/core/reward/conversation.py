@@ -53,6 +53,18 @@ class Answer:
         return prose / counted if counted else 0.0
 
     @property
+    def own_prose(self) -> list[Sentence]:
+        """The sentences that read as prose and are not the user's own, nearly word for word."""
+        said = [frozenset(one.stems) for one in split_sentences(self.user_text)]
+        kept = []
+        for sentence in self.sentences:
+            words = frozenset(sentence.stems)
+            echoed = any(len(words & other) > 0.8 * len(words | other) for other in said)
+            if sentence.reads_as_prose and not echoed:
+                kept.append(sentence)
+        return kept
+
+    @property
     def closes(self) -> bool:
         """True when the user says goodbye ("thanks, that is all") and wants nothing more."""
         words = normalised_words(self.user_text)

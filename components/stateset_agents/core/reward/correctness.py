@@ -23,6 +23,7 @@ from stateset_agents.exceptions import ConfigurationError, RewardError
 
 _CONTRADICTION_FACTOR, _INVENTED_NUMBER_FACTOR, _INVENTED_NAME_FACTOR = 0.3, 0.6, 0.8
 _NOTHING_TO_CHECK = 0.5
+_LONG_NUMBER = 4  # digits: such a number names something, and is not made up in passing
 _BARE_WORDS = 6  # "Within 5 days." is an answer; more words than these without grammar are a list
 
 # What data sets call it; the first is ours.
@@ -230,9 +231,13 @@ def _counts(sentence: Sentence) -> bool:
 def _invented(
     claims: Sequence[Statement], known: Sequence[Statement], has_truth: bool
 ) -> tuple[int, int]:
-    """How many numbers and names nobody has given; names only where there is a truth to miss."""
+    """How many numbers and names nobody has given. Where nothing but the user's words is known,
+    only long numbers beside the user's own: "order 12354" of one who said 12345.
+    """
     values = {quantity.value for one in known for quantity in one.quantities}
-    roots: frozenset[str] = frozenset().union(*(one.roots | one.names for one in known))
     numbers = {q.value for one in claims for q in one.quantities} - values - {"1"}
-    names = {name for one in claims for name in one.names} - roots if has_truth else set()
-    return len(numbers) if has_truth or values else 0, len(names)
+    if not has_truth:
+        long = any(len(value) >= _LONG_NUMBER for value in values)
+        return sum(long and len(number) >= _LONG_NUMBER for number in numbers), 0
+    roots: frozenset[str] = frozenset().union(*(one.roots | one.names for one in known))
+    return len(numbers), len({name for one in claims for name in one.names} - roots)

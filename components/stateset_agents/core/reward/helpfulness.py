@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from stateset_agents.core.asking import asks
@@ -13,6 +13,7 @@ from stateset_agents.core.embedding import (
     embeddings_installed,
     sentence_embedder,
 )
+from stateset_agents.core.facts import root_of
 from stateset_agents.core.reward.base import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text
 from stateset_agents.core.sentences import (
@@ -36,6 +37,7 @@ _ENOUGH_KNOWN, _ENOUGH_WITHOUT_POLICY = 4, 6
 _POLICY_WORDS = 12  # "You are a helpful assistant." is no policy to hold an answer to
 _GROUNDED_SHARE = 0.4
 _INVENTED_NUMBER_FACTOR = 0.7
+_ECHO_OF_A_SUBJECT = 0.375  # "The capital of France is Paris." takes up the question's words
 _CLOSE = (0.15, 0.55)  # cosines of sentences that have nothing to do with each other, and much
 
 _EVASIVE = re.compile(
@@ -76,9 +78,12 @@ class HelpfulnessReward(RewardFunction):
     - 0.4 if it evades ("I don't know", "as an AI", "contact customer service", which a support
       agent says of itself).
     Without a policy text of a dozen content words or more there is nothing to hold an answer to:
-    `grounded` and invented numbers are left out, other words count half towards a substance of 6,
-    all prose counts, whatever its verbs, and the whole is times 0.25 + 0.75 * address, so that what
-    is well said and beside the point earns little.
+    `grounded` and invented numbers are left out, other words count half towards a substance of 6
+    (of 2 and the words asked with, where these are few), words are compared by their first five
+    letters, all prose counts, whatever its verbs, a statement of something new about what was asked
+    has direction, an echo of half of the triples is free (answers name their subject), and the
+    whole is times 0.25 + 0.75 * address, so that what is well said and beside the point earns
+    little.
     With `addressing` by embeddings, `address` is at least how close in meaning each sentence of the
     user has an answer's sentence (their cosine, 0.15 to 0.55 stretched to 0..1, the mean over the
     user's sentences): other words for the same thing count.
@@ -167,22 +172,38 @@ def _parts(
     has_policy = len(policy) >= _POLICY_WORDS
     sentences = answer.plain_sentences if has_policy else _prose(answer)
     used = _used_words(sentences, known)
-    substance = (len(used & known) + 0.5 * len(used - known)) / _ENOUGH_WITHOUT_POLICY
+    if not has_policy:
+        used, known, asked, before = (_roots(words) for words in (used, known, asked, before))
+    enough = min(_ENOUGH_WITHOUT_POLICY, 2 + len(asked))
+    substance = (len(used & known) + 0.5 * len(used - known)) / enough
+    direction = _direction(sentences)
     taken_up = len(used & asked) + 0.5 * len(used & (before - asked))
     wanted = min(_ENOUGH_OF_THE_USERS, len(asked | before))
     address = min(1.0, taken_up / wanted) if wanted else 1.0
-    if embedder is not None and len(asked) >= _ENOUGH_OF_THE_USERS:
+    if embedder is not None and any(not word[0].isdigit() for word in asked):
         address = max(address, _closeness(embedder, answer.user_text, sentences))
     if has_policy:
         substance = len(used & known) / _ENOUGH_KNOWN
         parts |= _grounding(content_words(answer.text) - COURTESY_WORDS, known)
     else:
+        parts["echo"] = max(0.0, (parts["echo"] - _ECHO_OF_A_SUBJECT) / (1 - _ECHO_OF_A_SUBJECT))
         parts["on_the_matter"] = 0.25 + 0.75 * address
+        direction = max(direction, 0.7 * any(_tells(one, asked) for one in sentences))
     return parts | {
         "address": address,
         "substance": min(1.0, substance),
-        "direction": _direction(sentences),
+        "direction": direction,
     }
+
+
+def _tells(sentence: Sentence, asked: frozenset[str]) -> bool:
+    """True for a statement of something new about what was asked: "the capital is Paris"."""
+    meaning = _roots(set(_meaning(sentence)) - COURTESY_WORDS)
+    return not sentence.is_question and bool(meaning & asked) and bool(meaning - asked)
+
+
+def _roots(words: Iterable[str]) -> frozenset[str]:
+    return frozenset(root_of(word) for word in words)
 
 
 def _prose(answer: Answer) -> list[Sentence]:

@@ -12,7 +12,7 @@ from stateset_agents.core.rubric import check_rubric
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import ConfigurationError, RewardError
 
-_HELPS_FROM, _HELPS_FULLY = 0.2, 0.6
+_HELPS_FROM, _HELPS_FULLY = 0.3, 0.8
 
 
 class TaskCompletionReward(RewardFunction):
@@ -24,7 +24,7 @@ class TaskCompletionReward(RewardFunction):
     order number), reciting the policy, and anything untrue that no item forbids.
 
     Without a rubric it can only look at what the user asked for: the mean over assistant turns of
-    `(h - 0.2) / 0.4`, cut to [0, 1], h the turn's helpfulness (lexical), and half of that where the
+    `(h - 0.3) / 0.5`, cut to [0, 1], h the turn's helpfulness (lexical), and half of that where the
     last turn that is no goodbye states nothing. That is much weaker: write a rubric.
 
     Args:
