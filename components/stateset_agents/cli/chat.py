@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stateset_agents.cli.conversation import converse
-from stateset_agents.cli.policies import open_checkpoint
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     BaseModelOption,
     ConfigOption,
     MaxNewTokensOption,
@@ -21,6 +19,8 @@ from stateset_agents.cli.shared import (
     sampling_overrides,
     set_up_logging,
 )
+from stateset_agents.cli.conversation import converse
+from stateset_agents.cli.policies import open_checkpoint
 
 if TYPE_CHECKING:
     from stateset_agents.run_config import RunConfig

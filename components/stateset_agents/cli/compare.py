@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stateset_agents.cli.policies import open_checkpoint
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     BaseModelOption,
     ConfigOption,
     JsonOption,
@@ -21,6 +20,7 @@ from stateset_agents.cli.shared import (
     print_json,
     set_up_logging,
 )
+from stateset_agents.cli.policies import open_checkpoint
 
 if TYPE_CHECKING:
     from stateset_agents.evaluation.compare import Comparison, Interval

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from stateset_agents.cli.shared import notice
+from stateset_agents.cli.console import notice
 
 if TYPE_CHECKING:
     import asyncio

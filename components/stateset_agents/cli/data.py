@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.shared import JsonOption, print_json
+from stateset_agents.cli.console import JsonOption, print_json
 
 app = typer.Typer(help="Scenarios and preference pairs.", no_args_is_help=True)
 

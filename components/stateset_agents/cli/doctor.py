@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer
 
+from stateset_agents.cli.console import ConfigOption, JsonOption, load_config, print_json
 from stateset_agents.cli.exit_codes import ExitCode
-from stateset_agents.cli.shared import ConfigOption, JsonOption, load_config, print_json
 
 
 def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:

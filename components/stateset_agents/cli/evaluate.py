@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stateset_agents.cli.exit_codes import ExitCode
-from stateset_agents.cli.policies import open_checkpoint
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     BaseModelOption,
     ConfigOption,
     JsonOption,
@@ -28,6 +26,8 @@ from stateset_agents.cli.shared import (
     sampling_overrides,
     set_up_logging,
 )
+from stateset_agents.cli.exit_codes import ExitCode
+from stateset_agents.cli.policies import open_checkpoint
 
 if TYPE_CHECKING:
     import asyncio
@@ -111,7 +111,7 @@ async def _answer(
 
 def _rewards_of_prompts(rewards: RewardsConfig) -> tuple[Any, Any]:
     """The composite for prompts with a rubric and the one for those without; None for none."""
-    from stateset_agents.cli.shared import REWARD_MODEL
+    from stateset_agents.cli.console import REWARD_MODEL
     from stateset_agents.rewards.build import build_reward
 
     weights = rewards.weights

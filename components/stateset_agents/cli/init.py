@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.shared import DEFAULT_CONFIGS
+from stateset_agents.cli.console import DEFAULT_CONFIGS
 
 
 def init(

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stateset_agents.cli.shared import BASE_MODEL, REWARD_MODEL, notice
+from stateset_agents.cli.console import BASE_MODEL, REWARD_MODEL, notice
 from stateset_agents.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

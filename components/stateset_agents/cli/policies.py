@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stateset_agents.cli.shared import notice
+from stateset_agents.cli.console import notice
 
 if TYPE_CHECKING:
     import asyncio

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     BaseModelOption,
     ConfigOption,
     load_config,

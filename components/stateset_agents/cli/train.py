@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stateset_agents.cli.exit_codes import ExitCode
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     ConfigOption,
     JsonOption,
     find_config,
@@ -27,6 +26,7 @@ from stateset_agents.cli.shared import (
     print_json,
     set_up_logging,
 )
+from stateset_agents.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from stateset_agents.run_config import RunConfig

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stateset_agents.cli.exit_codes import ExitCode
-from stateset_agents.cli.shared import (
+from stateset_agents.cli.console import (
     ConfigOption,
     JsonOption,
     find_config,
     load_config,
     print_json,
 )
+from stateset_agents.cli.exit_codes import ExitCode
 from stateset_agents.exceptions import ConfigurationError, DataError
 
 if TYPE_CHECKING:
