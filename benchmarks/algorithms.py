@@ -12,13 +12,13 @@ from benchmarks.alternate import Plan, measure
 from benchmarks.results import OURS, Case
 from benchmarks.run import Run
 from benchmarks.workloads import MULTI_TURN, tiny
-from stateset_agents.training.algorithms import ALGORITHMS
+from stateset_agents.training.algorithms import ALGORITHMS, Algorithm
 
 SAYS = (
     "Seconds of a training step and peak memory by algorithm, each in alternation with GRPO. In "
     "brackets: that algorithm's median over GRPO's."
 )
-_REFERENCE = "grpo"
+_REFERENCE: Algorithm = "grpo"
 # Processes at once, GRPO's included: each keeps a model and what a step leaves behind.
 _AT_ONCE = 4
 
@@ -43,6 +43,8 @@ def run(settings: Run) -> list[Case]:
     return cases
 
 
-def _training(name: str) -> dict[str, Any]:
+def _training(name: Algorithm) -> dict[str, Any]:
     # playing more groups in the place of others would be another amount of work, not another cost
-    return {"algorithm": name, "resampling_rounds": 0}
+    training = {"algorithm": name, "resampling_rounds": 0}
+    # a trust region computes in float32, and that is part of what it costs
+    return {**training, "bf16": False} if ALGORITHMS[name].trust_region else training

@@ -43,6 +43,38 @@ STATE = paths.CHECKPOINTS / "train_policy"
 _log = logging.getLogger(__name__)
 
 
+class StepTotals(TrainingCallback):
+    """Adds up over every step what the report gives in total: the metric logger sees only one in
+    `logging_steps`.
+    """
+
+    NAMES = (
+        "rollout/failed",
+        "reward/nonfinite",
+        "rollout/resampled_groups",
+        "seconds/rollout",
+        "seconds/reward",
+        "seconds/update",
+        "seconds/step",
+    )
+
+    def __init__(self) -> None:
+        self.sums = dict.fromkeys(self.NAMES, 0.0)
+
+    async def on_step_end(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Add one step."""
+        for name in self.NAMES:
+            self.sums[name] += metrics[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        return dict(self.sums)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on adding to them."""
+        self.sums |= state
+
+
 def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
     """Train and write data/policy; checkpoints are removed once it is there.
 
@@ -65,10 +97,11 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
         resume_run_id=read_link(STATE / RUN_LINK) if checkpoint else None,
     ) as tracked:
         tracked.write_link(STATE / RUN_LINK)
-        samples = _train(trainer, tracked, checkpoint, callbacks)
+        totals = StepTotals()
+        samples = _train(trainer, tracked, checkpoint, [totals, *callbacks])
         with in_place(paths.POLICY) as folder:
             _write_policy(folder, trainer, config, tracked.run_id)
-        metrics = _write_report(trainer, samples)
+        metrics = _write_report(trainer, samples, totals)
         tracked.log_metrics({f"final/{name}": value for name, value in metrics.items()})
         tracked.log_artifact(paths.POLICY_REPORT, "policy_report")
         tracked.write_link(paths.POLICY_REPORT / RUN_LINK)
@@ -79,7 +112,7 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
 def _check_inputs(config: RunConfig) -> None:
     """Name everything that is missing and the step that makes it."""
     makers = {SCENARIOS: "validate_scenarios", paths.BASE_MODEL: "fetch_base_model"}
-    if config.train.warm_start_steps > 0:
+    if _reads_pairs(config):
         makers[PAIRS] = "validate_scenarios"
     if config.rewards.weights.learned > 0:
         makers[paths.REWARD_MODEL] = "train_reward_model"
@@ -87,6 +120,10 @@ def _check_inputs(config: RunConfig) -> None:
                if not path.exists()]  # fmt: skip
     if missing:
         raise PipelineError("\n".join(missing))
+
+
+def _reads_pairs(config: RunConfig) -> bool:
+    return config.train.warm_start_steps > 0 or config.train.pairs_from == "preferences"
 
 
 def _make_trainer(config: RunConfig) -> Trainer:
@@ -97,7 +134,7 @@ def _make_trainer(config: RunConfig) -> Trainer:
         rewards=config.rewards,
         train=config.train,
         reward_model=paths.REWARD_MODEL,
-        pairs=read_preferences(PAIRS) if config.train.warm_start_steps else (),
+        pairs=read_preferences(PAIRS) if _reads_pairs(config) else (),
     )
 
 
@@ -152,10 +189,12 @@ def _write_policy(folder: Path, trainer: Trainer, config: RunConfig, run_id: str
     write_policy(folder, trainer, described)
 
 
-def _write_report(trainer: Trainer, samples: ConversationSamples) -> dict[str, float]:
+def _write_report(
+    trainer: Trainer, samples: ConversationSamples, totals: StepTotals
+) -> dict[str, float]:
     lines = (STATE / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [json.loads(line) for line in lines]
-    metrics = _summarise(steps)
+    metrics = _summarise(steps, trainer, totals.sums)
     with in_place(paths.POLICY_REPORT) as folder:
         # a table, because `dvc plots` reads no JSON lines
         with (folder / "steps.csv").open("w", encoding="utf-8", newline="") as file:
@@ -169,14 +208,17 @@ def _write_report(trainer: Trainer, samples: ConversationSamples) -> dict[str, f
     return metrics
 
 
-def _summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the first and the last tenth of the steps (at least three), and totals.
+def _summarise(
+    steps: list[dict[str, Any]], trainer: Trainer, totals: Mapping[str, float]
+) -> dict[str, float]:
+    """Means over the first and the last tenth of the logged steps (at least three), and totals over
+    all.
 
     The reward here is that of sampled training conversations; what counts is the evaluation's.
     """
     window = min(len(steps), max(3, len(steps) // 10))
     shown = ["reward/mean", *sorted(name for name in steps[-1] if name.startswith("reward/parts/"))]
-    metrics: dict[str, float] = {"steps": len(steps)}
+    metrics: dict[str, float] = {"steps": trainer.step}
     for name in shown:
         metrics[f"first/{name}"] = _mean(steps[:window], name)
         metrics[f"last/{name}"] = _mean(steps[-window:], name)
@@ -190,14 +232,15 @@ def _summarise(steps: list[dict[str, Any]]) -> dict[str, float]:
         "rollout/truncated_fraction",
     ):
         metrics[f"last/{name}"] = _mean(steps[-window:], name)
-    metrics["failed_rollouts"] = sum(step["rollout/failed"] for step in steps)
-    metrics["nonfinite_rewards"] = sum(step["reward/nonfinite"] for step in steps)
-    metrics["resampled_groups"] = sum(step["rollout/resampled_groups"] for step in steps)
-    metrics["best/reward/mean"] = max(step["reward/mean"] for step in steps)
+    metrics["failed_rollouts"] = totals["rollout/failed"]
+    metrics["nonfinite_rewards"] = totals["reward/nonfinite"]
+    metrics["resampled_groups"] = totals["rollout/resampled_groups"]
+    assert trainer.best is not None  # a run has at least one step
+    metrics["best/reward/mean"] = trainer.best[0]
     metrics["tokens_per_second/rollout"] = _mean(steps, "tokens_per_second/rollout")
     metrics["tokens_per_second/update"] = _mean(steps, "tokens_per_second/update")
     for stage in ("rollout", "reward", "update", "step"):
-        metrics[f"seconds/{stage}"] = sum(step[f"seconds/{stage}"] for step in steps)
+        metrics[f"seconds/{stage}"] = totals[f"seconds/{stage}"]
     return metrics
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from stateset_agents.exceptions import NonFiniteLossError
-from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, micro_batches
 from stateset_agents.training.logprobs import batch_logprobs
@@ -20,6 +19,7 @@ from stateset_agents.training.objective import weighted_loss
 from stateset_agents.training.step import Learner, train_step
 from tests.tiny_model import make_tiny_model
 from tests.training.made import (
+    TOKEN_ALGORITHMS,
     gradient_of,
     make_advantages,
     make_learner_for,
@@ -60,7 +60,7 @@ def off_policy_batch(learner: Learner, rows: list[StepRow]) -> TrainingBatch:
 
 
 @pytest.mark.parametrize("settings", [LORA, FULL], ids=["lora", "full"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_neither_micro_batches_nor_shared_prefixes_change_anything(
     tiny_model_dir: Path, settings: dict[str, Any], algorithm: str
 ) -> None:
@@ -76,7 +76,7 @@ def test_neither_micro_batches_nor_shared_prefixes_change_anything(
     assert_same(plain, gradient_with(learner, batch, micro_batch_tokens=100, share_prefix=True))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_neither_the_order_of_rows_and_groups_nor_padding_changes_anything(
     tiny_model_dir: Path, algorithm: str
 ) -> None:
@@ -106,7 +106,7 @@ def wider(batch: TrainingBatch, by: int) -> TrainingBatch:
     )
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_eight_micro_batches_of_one_group_equal_one_of_eight(
     tiny_model_dir: Path, algorithm: str
 ) -> None:
@@ -121,7 +121,7 @@ def test_eight_micro_batches_of_one_group_equal_one_of_eight(
     assert_same(gradient_with(learner, batch, **whole), found)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_on_policy_the_gradient_is_that_of_reinforce(tiny_model_dir: Path, algorithm: str) -> None:
     learner = wide_learner(tiny_model_dir, algorithm=algorithm)
     rows = make_rows()
@@ -139,7 +139,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce(tiny_model_dir: Path, algor
     assert_same(expected, found)
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "gspo"])
+@pytest.mark.parametrize("algorithm", [name for name in TOKEN_ALGORITHMS if name != "gspo"])
 def test_with_turns_credited_each_token_is_reinforced_by_its_own_turn(
     tiny_model_dir: Path, algorithm: str
 ) -> None:
@@ -210,7 +210,7 @@ def test_tokens_that_the_engine_gave_half_the_probability_count_double_up_to_the
     assert loss.item() == pytest.approx(factor * plain.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_prompt_user_and_padding_tokens_have_no_gradient_whatever_they_hold(
     tiny_model_dir: Path, algorithm: str
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from stateset_agents.inference.loading import load_model
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, StepRows, make_batch
 from stateset_agents.training.config import TrainingConfig
@@ -18,6 +19,8 @@ from stateset_agents.training.policy import Policy
 from stateset_agents.training.step import Learner, make_learner
 
 VOCABULARY = 480
+# Those whose loss is a sum over tokens; the others' is one of pairs.
+TOKEN_ALGORITHMS = [name for name, row in ALGORITHMS.items() if not row.on_pairs]
 
 
 def make_config(**settings: Any) -> TrainingConfig:

@@ -24,6 +24,10 @@ def described(name: str, row: AlgorithmRow) -> list[str]:
         )
     if row.num_iterations > 1:
         beside.append(f"`num_iterations` {row.num_iterations}")
+    if row.trust_region:
+        beside.append("a KL limit instead of an optimizer")
+    if row.on_pairs:
+        beside.append("pairs instead of advantages")
     if row.value_clip:
         beside.append(f"`value_clip` {row.value_clip}")
     return [

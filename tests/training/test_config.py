@@ -97,16 +97,17 @@ def test_groups_of_one_are_for_algorithms_that_compare_across_groups() -> None:
 
 def test_turns_can_be_credited_by_every_algorithm_but_the_one_with_a_single_ratio() -> None:
     for algorithm in ALGORITHMS:
-        if algorithm != "gspo":
-            assert TrainingConfig(algorithm=algorithm, credit="turn").credit == "turn"
+        if ALGORITHMS[algorithm].can_credit_turns:
+            config = TrainingConfig(algorithm=algorithm, credit="turn", bf16=False)
+            assert config.credit == "turn"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_profiles_clips_are_for_token_ratios_and_other_losses_keep_their_own(
     algorithm: Any,
 ) -> None:
-    profile = config_for_profile("conservative", algorithm=algorithm)
-    domain = get_config_for_task("sales", algorithm=algorithm)
+    profile = config_for_profile("conservative", algorithm=algorithm, bf16=False)
+    domain = get_config_for_task("sales", algorithm=algorithm, bf16=False)
 
     clips = (profile.clip_range_right, domain.clip_range_right)
     assert clips == ((0.1, 0.4) if ALGORITHMS[algorithm].loss == "token_ratio" else (None, None))
@@ -114,6 +115,18 @@ def test_a_profiles_clips_are_for_token_ratios_and_other_losses_keep_their_own(
     if "clip_right" in ALGORITHMS[algorithm].bounds:
         own = config_for_profile("conservative", algorithm=algorithm, clip_range_right=0.3)
         assert own.clip_range_right == 0.3
+
+
+@pytest.mark.parametrize("profile", ["conservative", "balanced", "aggressive", "experimental"])
+def test_every_algorithm_works_with_every_profile(profile: str) -> None:
+    for algorithm in ALGORITHMS:
+        config = config_for_profile(profile, algorithm=algorithm, bf16=False)
+        assert config.algorithm == algorithm
+
+
+def test_a_seed_beyond_what_generators_take_is_refused_with_the_range() -> None:
+    with pytest.raises(ConfigurationError, match="less than 9223372036854775808"):
+        TrainingConfig(seed=10**26)
 
 
 def test_an_assignment_that_is_refused_changes_nothing() -> None:

@@ -7,8 +7,6 @@ import math
 import pytest
 import torch
 
-from stateset_agents.training.algorithms import ALGORITHMS
-from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.losses import (
     cispo_loss,
     grpo_loss,
@@ -19,6 +17,7 @@ from stateset_agents.training.losses import (
     sapo_loss,
 )
 from stateset_agents.training.objective import LossFunction, objective_of
+from tests.training.made import TOKEN_ALGORITHMS, make_config
 
 MASK = torch.tensor([[True]])
 
@@ -215,10 +214,10 @@ def test_a_clipped_token_is_one_without_gradient() -> None:
         assert torch.equal(result.clipped, seen.grad == 0), cap
 
 
-LOSS_CASES = [objective_of(TrainingConfig(algorithm=name)).loss for name in ALGORITHMS]
+LOSS_CASES = [objective_of(make_config(algorithm=name)).loss for name in TOKEN_ALGORITHMS]
 
 
-@pytest.mark.parametrize("loss", LOSS_CASES, ids=list(ALGORITHMS))
+@pytest.mark.parametrize("loss", LOSS_CASES, ids=TOKEN_ALGORITHMS)
 def test_what_is_not_sampled_may_hold_anything(loss: LossFunction) -> None:
     mask = torch.tensor([[True, False]])
     new = torch.tensor([[-1.0, math.nan]], requires_grad=True)
@@ -235,7 +234,7 @@ def test_what_is_not_sampled_may_hold_anything(loss: LossFunction) -> None:
     assert new.grad.tolist() == [[-1.0, 0.0]]
 
 
-@pytest.mark.parametrize("loss", LOSS_CASES, ids=list(ALGORITHMS))
+@pytest.mark.parametrize("loss", LOSS_CASES, ids=TOKEN_ALGORITHMS)
 def test_no_rows_and_a_row_without_a_sampled_token_cost_nothing(loss: LossFunction) -> None:
     for rows, tokens in ((0, 3), (2, 3), (2, 0)):
         new = torch.full((rows, tokens), -1.0, requires_grad=True)

@@ -12,6 +12,7 @@ from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.objective import imitation_of, objective_of, weighted_loss
+from tests.training.made import TOKEN_ALGORITHMS
 
 
 def batch_of(**fields: Any) -> TrainingBatch:
@@ -37,10 +38,10 @@ def loss_of(batch: TrainingBatch, **settings: Any) -> float:
     return weighted_loss(policy, batch, objective_of(TrainingConfig(**settings)))[0].item()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", TOKEN_ALGORITHMS)
 def test_what_a_run_leaves_open_is_the_algorithms_and_what_it_sets_holds(algorithm: Any) -> None:
     row = ALGORITHMS[algorithm]
-    own = objective_of(TrainingConfig(algorithm=algorithm))
+    own = objective_of(TrainingConfig(algorithm=algorithm, bf16=False))
     assert own.loss_aggregation == row.loss_aggregation
     assert own.advantage_baseline == row.advantage_baseline
     assert own.scale_advantages == row.scale_advantages
@@ -53,6 +54,7 @@ def test_what_a_run_leaves_open_is_the_algorithms_and_what_it_sets_holds(algorit
     given = objective_of(
         TrainingConfig(
             algorithm=algorithm,
+            bf16=False,
             loss_aggregation="token_sum",
             advantage_baseline="none",
             scale_advantages=False,

@@ -16,6 +16,7 @@ from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link
 from stateset_agents.training.callbacks import TrainingCallback
+from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.trainer import Trainer
 from tasks import paths, train_policy
 
@@ -84,6 +85,37 @@ def test_the_step_trains_reports_and_leaves_no_checkpoint(config: RunConfig) -> 
     assert [point.step for point in history] == [1, 2, 3, 4]
     kept = [item.path for item in client.list_artifacts(run_id, "policy_report")]
     assert "policy_report/conversations.md" in kept
+
+
+def test_totals_are_of_every_step_though_only_some_are_logged(config: RunConfig) -> None:
+    config.train.logging_steps = 2
+
+    train_policy.run(config)
+
+    metrics = json.loads((paths.POLICY_REPORT / "metrics.json").read_text())
+    with (paths.POLICY_REPORT / "steps.csv").open(newline="") as file:
+        logged = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in logged] == [2, 4]
+    assert metrics["steps"] == 4
+    assert metrics["seconds/step"] > sum(float(row["seconds/step"]) for row in logged)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "dpo"])
+def test_the_step_runs_with_every_kind_of_algorithm(config: RunConfig, algorithm: Any) -> None:
+    """One of each kind that is more than a loss of its own; the others differ in a loss alone."""
+    config.train = TrainingConfig(
+        **{
+            **config.train.model_dump(exclude_unset=True, exclude={"importance_sampling_cap"}),
+            "algorithm": algorithm,
+            "num_episodes": 1,
+        }
+    )
+
+    train_policy.run(config)
+
+    described = json.loads((paths.POLICY / "policy.json").read_text())
+    assert (described["algorithm"], described["steps"]) == (algorithm, 1)
+    assert (paths.POLICY / "adapter_model.safetensors").is_file()
 
 
 class Interrupt(TrainingCallback):

@@ -117,6 +117,20 @@ def turn_advantages(
     return advantages
 
 
+def best_and_worst(rewards: torch.Tensor, group_index: torch.Tensor) -> torch.Tensor:
+    """`(N,)` float64: 1 for the best conversation of each group, -1 for its worst, 0 for the others
+    and for groups whose rewards are all equal. Among equals the first counts.
+    """
+    chosen = torch.zeros(len(rewards), dtype=torch.float64)
+    for group in group_index.unique().tolist():
+        members = (group_index == group).nonzero().squeeze(1)
+        own = rewards[members]
+        if own.max() > own.min():
+            chosen[members[own.argmax()]] = 1
+            chosen[members[own.argmin()]] = -1
+    return chosen
+
+
 def groups_without_spread(rewards: torch.Tensor, group_index: torch.Tensor) -> int:
     """How many groups have equal rewards throughout, and so teach nothing."""
     return sum(

@@ -25,6 +25,8 @@ Algorithm = Literal[
     "reinforce++",
     "ppo",
     "a2c",
+    "trpo",
+    "dpo",
 ]
 AdvantageBaseline = Literal["group", "leave_one_out", "batch", "none", "value"]
 LossAggregation = Literal[
@@ -37,7 +39,10 @@ LossName = Literal[
     "cispo",
     "sapo",
     "log_likelihood",
+    "ratio",
+    "pair",
 ]
+PairLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
 
 # A loss's own parameters, and the settings in which a run may give others than the algorithm's.
 SETTING_OF_BOUND: dict[str, str] = {
@@ -54,7 +59,7 @@ class AlgorithmRow:
     """One algorithm: its loss and the defaults of its paper.
 
     Attributes:
-        loss: of `objective.LOSSES`.
+        loss: of `objective.LOSSES`, or `pair`: one of `pair_losses`, on pairs of conversations.
         bounds: the loss's own parameters by name, and their defaults; None = no such bound.
         loss_aggregation: how tokens are weighed against each other.
         advantage_baseline: what is taken off a reward.
@@ -64,6 +69,8 @@ class AlgorithmRow:
         num_iterations: optimizer steps on one batch of conversations.
         on_policy: True where the loss corrects for nothing that happened since sampling, so that
             one optimizer step is all that a batch allows.
+        trust_region: True where the policy takes natural-gradient steps within a KL limit instead
+            of the optimizer's.
         value_coefficient: the share of the value loss that reaches the policy's weights.
         value_clip: how far a value is followed from its old estimate; 0 = anywhere.
     """
@@ -77,13 +84,19 @@ class AlgorithmRow:
     overlong_buffer: float = 0.0
     num_iterations: int = 1
     on_policy: bool = False
+    trust_region: bool = False
     value_coefficient: float = 0.1
     value_clip: float = 0.0
 
     @property
     def can_credit_turns(self) -> bool:
         """False where one ratio, and so one advantage, stands for the whole conversation."""
-        return self.loss != "sequence_ratio"
+        return self.loss not in ("sequence_ratio", "pair")
+
+    @property
+    def on_pairs(self) -> bool:
+        """True where two conversations are compared, and no advantage is computed."""
+        return self.loss == "pair"
 
 
 def _clips(left: float, right: float) -> dict[str, float | None]:
@@ -149,5 +162,21 @@ ALGORITHMS: dict[Algorithm, AlgorithmRow] = {
         advantage_baseline="value",
         scale_advantages=False,
         on_policy=True,
+    ),
+    # Schulman et al. 2015 (arXiv:1502.05477), with the critic and the estimator of
+    # arXiv:1506.02438; the critic leaves the policy's weights alone, or its steps would leave the
+    # region
+    "trpo": AlgorithmRow(
+        "ratio",
+        {},
+        loss_aggregation="token_mean",
+        advantage_baseline="value",
+        on_policy=True,
+        trust_region=True,
+        value_coefficient=0.0,
+    ),
+    # Rafailov et al. 2023 (arXiv:2305.18290); log-probs are summed over a conversation's tokens
+    "dpo": AlgorithmRow(
+        "pair", {}, loss_aggregation="token_sum", advantage_baseline="none", scale_advantages=False
     ),
 }

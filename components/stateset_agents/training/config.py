@@ -17,6 +17,9 @@ from stateset_agents.training.algorithm_settings import (
     AlgorithmSettings,
     problems_of_critic,
     problems_of_kl,
+    problems_of_pairs,
+    problems_of_trust_region,
+    unread_settings,
 )
 from stateset_agents.training.algorithms import (
     ALGORITHMS,
@@ -204,6 +207,8 @@ class TrainingConfig(AlgorithmSettings, MonitoringSettings):
             *self._problems_of_corrections(),
             *problems_of_monitoring(self),
             *problems_of_kl(self),
+            *problems_of_pairs(self, ALGORITHMS[self.algorithm]),
+            *problems_of_trust_region(self, ALGORITHMS[self.algorithm]),
         ]
         if self.bf16 and self.fp16:
             problems.append(
@@ -244,7 +249,7 @@ class TrainingConfig(AlgorithmSettings, MonitoringSettings):
             )
 
     def _problems_of_algorithm(self, row: AlgorithmRow) -> Iterator[str]:
-        if self.credit == "turn" and not row.can_credit_turns:
+        if self.credit == "turn" and not row.can_credit_turns and not row.on_pairs:
             yield (
                 f'credit="turn" cannot work with algorithm="{self.algorithm}", which has one ratio '
                 'and one advantage per conversation: set credit="episode" or '
@@ -434,11 +439,12 @@ def get_config_for_task(
 
 def _config_over(chosen: dict[str, Any], settings: dict[str, Any]) -> TrainingConfig:
     """A table's clips are a token ratio's; another loss keeps its own, which are of another size
-    (GSPO's are a thousand times tighter) or none.
+    (GSPO's are a thousand times tighter) or none. What an algorithm does not read is left out.
     """
     row = ALGORITHMS.get(settings.get("algorithm", chosen.get("algorithm", "grpo")))
-    if row is not None and row.loss != "token_ratio":
-        chosen = {name: value for name, value in chosen.items() if name not in _CLIPS}
+    if row is not None:
+        unread = unread_settings(row) | (_CLIPS if row.loss != "token_ratio" else frozenset())
+        chosen = {name: value for name, value in chosen.items() if name not in unread}
     return TrainingConfig(**{**chosen, **settings})
 
 

@@ -60,7 +60,7 @@ class Critic:
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """By name; names begin with `critic.`, so that they are not the policy's."""
-        head = {f"critic.head.{n}": p for n, p in self.value_function.named_parameters()}
+        head = {f"critic.{n}": p for n, p in self.value_function.named_parameters()}
         own = {} if self.trunk is None else self.trunk.trainable
         return {**head, **{f"critic.trunk.{name}": value for name, value in own.items()}}
 

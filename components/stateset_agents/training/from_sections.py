@@ -12,13 +12,14 @@ from typing import Any
 
 from stateset_agents.core.agent import AgentConfig, GenerationSettings, MultiTurnAgent
 from stateset_agents.data.scenario_set import make_environment
-from stateset_agents.data.schemas import PreferencePair, Scenario
+from stateset_agents.data.schemas import Message, PreferencePair, Scenario
 from stateset_agents.rewards.build import build_reward
 from stateset_agents.rewards.config import RewardsConfig
 from stateset_agents.tracking.lineage import fingerprint
 from stateset_agents.training.checkpoint import digest
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.demonstrations import Demonstration
+from stateset_agents.training.preferences import Preference
 from stateset_agents.training.trainer import Trainer
 
 
@@ -42,7 +43,8 @@ def make_trainer(
         rewards: what a conversation is rewarded for.
         train: how it is trained.
         reward_model: needed where `rewards.weights.learned` is not 0, and not read otherwise.
-        pairs: their preferred answers are what `train.warm_start_steps` imitates.
+        pairs: their preferred answers are what `train.warm_start_steps` imitates, and they are
+            what `train.pairs_from: preferences` trains on.
         eval_scenarios: what `train.eval_steps` plays; without it they are not looked at.
 
     Raises:
@@ -59,6 +61,7 @@ def make_trainer(
         train,
         fingerprint={"rewards": digest(rewarded_by)},
         demonstrations=demonstrations(pairs) if train.warm_start_steps else (),
+        preferences=preferences(pairs) if train.pairs_from == "preferences" else (),
         eval_environment=(
             make_environment(eval_scenarios) if eval_scenarios and train.eval_steps else None
         ),
@@ -69,8 +72,20 @@ def demonstrations(pairs: Sequence[PreferencePair]) -> list[Demonstration]:
     """The preferred answers."""
     return [
         Demonstration(
-            tuple({"role": message.role, "content": message.content} for message in pair.prompt),
+            _messages(pair.prompt),
             pair.chosen[-1].content,
         )
         for pair in pairs
     ]
+
+
+def preferences(pairs: Sequence[PreferencePair]) -> list[Preference]:
+    """The pairs, as training takes them."""
+    return [
+        Preference(_messages(pair.prompt), _messages(pair.chosen), _messages(pair.rejected))
+        for pair in pairs
+    ]
+
+
+def _messages(part: Sequence[Message]) -> tuple[dict[str, str], ...]:
+    return tuple({"role": message.role, "content": message.content} for message in part)

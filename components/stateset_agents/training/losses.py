@@ -153,6 +153,23 @@ def sapo_loss(
     )
 
 
+def ratio_loss(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+) -> TokenLosses:
+    """-r A, unbounded: TRPO's surrogate, which a limit on the KL divergence holds back instead of a
+    clip (Schulman et al. 2015, arXiv:1502.05477, equation 14).
+    """
+    ratio = _masked(policy_logprobs - old_logprobs, loss_mask).exp()
+    return TokenLosses(
+        loss=-ratio * _masked(advantages, loss_mask),
+        clipped=torch.zeros_like(loss_mask),
+        ratio=ratio.detach(),
+    )
+
+
 def log_likelihood_loss(
     policy_logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,

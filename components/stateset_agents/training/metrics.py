@@ -148,5 +148,6 @@ def with_rates(metrics: dict[str, float], seconds: Mapping[str, float]) -> dict[
         "update": metrics["rows/tokens"],
     }
     for stage, count in tokens.items():
-        metrics[f"tokens_per_second/{stage}"] = count / max(seconds[stage], 1e-9)
+        if seconds[stage] > 0:  # of pairs that were there already, nothing was played
+            metrics[f"tokens_per_second/{stage}"] = count / seconds[stage]
     return metrics

@@ -23,6 +23,7 @@ from stateset_agents.training.algorithms import (
     AdvantageBaseline,
     LossAggregation,
     LossName,
+    PairLoss,
 )
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.config import (
@@ -41,6 +42,7 @@ from stateset_agents.training.losses import (
     importance_weights,
     kl_divergence,
     log_likelihood_loss,
+    ratio_loss,
     sapo_loss,
 )
 
@@ -51,6 +53,7 @@ LOSSES: dict[LossName, Callable[..., TokenLosses]] = {
     "cispo": cispo_loss,
     "sapo": sapo_loss,
     "log_likelihood": log_likelihood_loss,
+    "ratio": ratio_loss,
 }
 
 _Value = TypeVar("_Value")
@@ -73,10 +76,15 @@ class LossFunction(Protocol):
 @dataclass(frozen=True, slots=True)
 class Objective:
     """A run's objective; the fields are `TrainingConfig`'s of the same name, with nothing left to
-    the algorithm, but for `loss`, which has its bounds filled in.
+    the algorithm, but for `loss`, which has its bounds filled in; it is None for an algorithm on
+    pairs, which `pair_step` trains with `pair_loss`.
     """
 
-    loss: LossFunction
+    loss: LossFunction | None
+    trust_region: bool
+    pair_loss: PairLoss
+    pair_beta: float
+    pair_label_smoothing: float
     loss_aggregation: LossAggregation
     advantage_baseline: AdvantageBaseline
     scale_advantages: bool
@@ -104,7 +112,11 @@ def objective_of(config: TrainingConfig) -> Objective:
         for bound, default in row.bounds.items()
     }
     return Objective(
-        loss=partial(LOSSES[row.loss], **bounds),
+        loss=None if row.on_pairs else partial(LOSSES[row.loss], **bounds),
+        trust_region=row.trust_region,
+        pair_loss=config.pair_loss,
+        pair_beta=config.pair_beta,
+        pair_label_smoothing=config.pair_label_smoothing,
         loss_aggregation=_either(config.loss_aggregation, row.loss_aggregation),
         advantage_baseline=_either(config.advantage_baseline, row.advantage_baseline),
         scale_advantages=_either(config.scale_advantages, row.scale_advantages),
@@ -146,6 +158,7 @@ def weighted_loss(
     (with the KL term in the reward, it has been taken off there)
     """
     old = policy_logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+    assert objective.loss is not None  # pairs have a step of their own
     losses = objective.loss(policy_logprobs, old, batch.advantages, batch.loss_mask)
     per_token = losses.loss
     if objective.importance_sampling_cap is not None:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-PairLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"]
+from stateset_agents.training.algorithms import PairLoss
 
 
 @dataclass(frozen=True, slots=True, eq=False)

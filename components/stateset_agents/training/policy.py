@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.inference.rounding import round_weights
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.fused_norm import fuse_norms
 from stateset_agents.training.lora import MergedLoraLinear
@@ -61,7 +62,8 @@ class Policy:
         if config.use_lora:
             self.trainable = self._add_adapter(config)
         else:
-            if config.kl_coefficient > 0 or config.kl_sample_rows > 0:
+            on_pairs = ALGORITHMS[config.algorithm].on_pairs
+            if on_pairs or config.kl_coefficient > 0 or config.kl_sample_rows > 0:
                 self._frozen_copy = copy.deepcopy(self.model)
             self.trainable = self._make_masters()
         self.refresh()

@@ -39,6 +39,8 @@ class Learner:
     accelerator: Accelerator
     critic: Critic | None = None
     loss_scale: LossScale | None = None
+    # The reference's log-probs of pairs that come again, by their tokens; None where none do.
+    reference_cache: dict[bytes, torch.Tensor] | None = None
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -100,7 +102,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepResult:
-    """One optimizer step on a whole batch, however it is cut into micro-batches.
+    """One optimizer step on a whole batch, however it is cut into micro-batches: `gradients`, then
+    `optimizer_step`.
 
     Metrics (means over sampled tokens): `loss` (the sum that is minimised), `entropy` in nats,
     `clipped_fraction`, `ratio_max`, `kl_to_reference` (when the objective has a KL term),
@@ -112,16 +115,19 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
         NonFiniteLossError: loss or gradient is NaN or infinite. The weights are as they were.
     """
     scale, batch = learner.loss_scale, batch.to(learner.policy.device)
-    logprobs, sums = _gradients(learner, batch)
+    logprobs, sums = gradients(learner, batch)
     while scale is not None and not scale.unscale(learner.trainable.values()):
-        logprobs, sums = _gradients(learner, batch)
+        logprobs, sums = gradients(learner, batch)
     norm = optimizer_step(learner, rate)
-    return StepResult(logprobs, _finish(sums, norm, rate))
+    return StepResult(logprobs, finished_metrics(sums, norm, rate))
 
 
-def _gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Stages 1 to 4: the policy's log-probs `(B, T)` and what was measured; gradients are there,
-    times the loss scale.
+def gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Stages 1 to 4: the policy's log-probs `(B, T)` and what was measured, for `finished_metrics`;
+    gradients are there, times the loss scale.
+
+    Raises:
+        NonFiniteLossError: as `train_step`.
     """
     policy, config = learner.policy, learner.config
     logprobs = torch.zeros_like(batch.sampling_logprobs)
@@ -236,7 +242,8 @@ def _measure(
         sums["kl"] += float(divergence.sum())
 
 
-def _finish(sums: dict[str, float], norm: float, rate: float) -> dict[str, float]:
+def finished_metrics(sums: dict[str, float], norm: float, rate: float) -> dict[str, float]:
+    """`train_step`'s metrics."""
     tokens = max(1.0, sums["tokens"])
     metrics = {
         "loss": sums["loss"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from stateset_agents.training.advantages import step_advantages
+from stateset_agents.training.advantages import best_and_worst, step_advantages
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRows, make_batch
 from stateset_agents.training.config import TrainingConfig
@@ -28,15 +28,22 @@ def make_step_batch(
 
     Where the baseline is no critic's, advantages are in it, and rows that teach nothing are left
     out. With a critic every row is there, with its rewards and decisions, and `advantages` are 0
-    until `critic.with_advantages` has run.
+    until `critic.with_advantages` has run. For an objective on pairs the rows of a group's best
+    conversation have 1 in `advantages`, those of its worst -1, and there are no others.
 
     Raises:
         TrainingError: as `step_advantages` and `with_decisions`.
     """
     by_value = objective.advantage_baseline == "value"
+    if objective.loss is None:
+        credited = best_and_worst(rows.rewards, rows.group_index)
+    elif by_value:
+        credited = torch.zeros_like(rows.rewards)
+    else:
+        credited = step_advantages(rows, objective)
     batch = make_batch(
         rows,
-        torch.zeros_like(rows.rewards) if by_value else step_advantages(rows, objective),
+        credited,
         loss_aggregation=objective.loss_aggregation,
         max_completion_length=config.max_completion_length,
         pad_token_id=pad_token_id,

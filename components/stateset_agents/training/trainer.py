@@ -51,6 +51,11 @@ from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.precision import computing_dtype
+from stateset_agents.training.preferences import (
+    Preference,
+    PreferencePlayer,
+    preference_fingerprint,
+)
 from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
@@ -103,6 +108,7 @@ class Trainer:
         eval_scenarios: Sequence[Scenario] = (),
         eval_environment: Environment | None = None,
         value_function: ValueFunction | None = None,
+        preferences: Sequence[Preference] = (),
     ) -> None:
         """`value_function` makes a critic the baseline of any algorithm: advantages are those of
         its `advantages`, by GAE with its `gamma` and `gae_lambda` from one sampled token
@@ -111,6 +117,8 @@ class Trainer:
         reads the policy's last hidden states and is trained beside the policy on the returns, its
         weights are in the checkpoints, and the loss stays the algorithm's.
 
+        `preferences` are what `pairs_from: preferences` trains on; then nothing is played.
+
         `fingerprint` adds digests to what tells this run's checkpoints from another's: of
         anything that decides the result and that the trainer cannot see (a reward's weights).
         `demonstrations` are what `warm_start_steps` imitates. `eval_scenarios` and
@@ -118,7 +126,8 @@ class Trainer:
 
         Raises:
             ConfigurationError: settings of agent and training that contradict each other, a warm
-                start without demonstrations, or a value function beside settings for another.
+                start without demonstrations, a value function beside settings for another, or
+                preference pairs where none are read, and none where they are.
         """
         debug.apply()
         _check_agent(agent)
@@ -146,8 +155,12 @@ class Trainer:
         self._callbacks: list[TrainingCallback] = []
         self._learner: Learner | None = None
         self._agent_speaks = False
-        self._player = RolloutPlayer(
-            agent, environment, reward_function, self.config, self._tell_episode
+        _check_preferences(self.config, preferences)
+        self.preferences = tuple(preferences)
+        self._player: RolloutPlayer | PreferencePlayer = (
+            PreferencePlayer(self.preferences, self.config, agent)
+            if preferences
+            else RolloutPlayer(agent, environment, reward_function, self.config, self._tell_episode)
         )
         self._held_out = HeldOutEvaluation(
             agent,
@@ -421,6 +434,7 @@ class Trainer:
             policy = Policy(model, config.model_copy(update=formats))
             critic = make_critic(policy, config, spoken.model_name, self._value_function)
             self._learner = make_learner(policy, config, critic)
+            self._learner.reference_cache = {} if self.preferences else None
         return self._learner
 
     def _make_fingerprint(self, base_model: str) -> dict[str, str]:
@@ -435,6 +449,7 @@ class Trainer:
             ),
             "demonstrations": checkpoints.digest([asdict(one) for one in self.demonstrations]),
             **value_function_fingerprint(self._value_function),
+            **preference_fingerprint(self.preferences),
             **self._extra_fingerprint,
         }
 
@@ -476,6 +491,20 @@ def _check_agent(agent: MultiTurnAgent) -> None:
         )
     if problems:
         raise ConfigurationError(problems)
+
+
+def _check_preferences(config: TrainingConfig, preferences: Sequence[Preference]) -> None:
+    if config.pairs_from == "preferences" and not preferences:
+        raise ConfigurationError(
+            'pairs_from="preferences" needs preference pairs, and none were given: pass '
+            'Trainer(preferences=...), or set pairs_from="rollouts", which makes pairs of groups'
+        )
+    if preferences and config.pairs_from != "preferences":
+        raise ConfigurationError(
+            f"{len(preferences)} preference pairs were given, and algorithm={config.algorithm!r} "
+            f'with pairs_from="{config.pairs_from}" plays scenarios: set algorithm="dpo" and '
+            'pairs_from="preferences", or leave the pairs out'
+        )
 
 
 def _check_rows(rows: StepRows, config: TrainingConfig) -> None:

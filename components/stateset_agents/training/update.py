@@ -14,12 +14,14 @@ import torch
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.critic import Critic, estimated_values, with_advantages
 from stateset_agents.training.metrics import sampling_metrics, value_metrics
+from stateset_agents.training.pair_step import pair_step
 from stateset_agents.training.step import (
     Learner,
     measured_kl,
     reference_logprobs,
     train_step,
 )
+from stateset_agents.training.trust_region import trust_region_step
 
 
 def update(learner: Learner, batch: TrainingBatch, rate: float) -> dict[str, float]:
@@ -32,14 +34,17 @@ def update(learner: Learner, batch: TrainingBatch, rate: float) -> dict[str, flo
     Raises:
         NonFiniteLossError: as `train_step`.
     """
+    objective = learner.objective
     if not len(batch.row_lengths):
         return {}
-    objective = learner.objective
+    if objective.loss is None:
+        return _update_on_pairs(learner, batch, rate)
     if objective.kl_coefficient > 0:
         batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
     if learner.critic is not None:
         batch = _valued(learner, learner.critic, batch)
-    first = train_step(learner, batch, rate=rate)
+    one_step = trust_region_step if objective.trust_region else train_step
+    first = one_step(learner, batch, rate=rate)
     batch = replace(batch, old_logprobs=first.logprobs)
     metrics = first.metrics | sampling_metrics(batch, objective) | value_metrics(batch)
     for _ in range(1, objective.num_iterations):
@@ -48,6 +53,37 @@ def update(learner: Learner, batch: TrainingBatch, rate: float) -> dict[str, flo
     if "kl_to_reference" not in metrics and learner.config.kl_sample_rows > 0:
         metrics["kl_to_reference"] = measured_kl(learner, batch, first.logprobs)
     return metrics
+
+
+def _update_on_pairs(learner: Learner, batch: TrainingBatch, rate: float) -> dict[str, float]:
+    """Steps on pairs, the reference's log-probs computed once for all of them. Metrics are the
+    first's, before the weights moved.
+    """
+    batch = replace(batch, reference_logprobs=_reference_of_pairs(learner, batch))
+    metrics = pair_step(learner, batch, rate=rate)
+    for _ in range(1, learner.objective.num_iterations):
+        pair_step(learner, batch, rate=rate)
+    return metrics
+
+
+def _reference_of_pairs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:
+    """The reference's log-probs `(B, T)`, pair by pair, those of a pair that was seen before from
+    the cache. Each pair goes through the model alone: what it gets does not depend on its company,
+    so a resumed run, whose cache is empty, has the same.
+    """
+    result = torch.zeros_like(batch.sampling_logprobs)
+    cache = learner.reference_cache
+    for group in batch.group_index.unique().tolist():
+        rows = (batch.group_index == group).nonzero().squeeze(1)
+        pair = batch.select(rows)
+        key = pair.token_ids.cpu().numpy().tobytes()
+        known = None if cache is None else cache.get(key)
+        if known is None:
+            known = reference_logprobs(learner, pair).cpu()
+            if cache is not None:
+                cache[key] = known
+        result[rows, : known.shape[1]] = known.to(result.device)
+    return result
 
 
 def _valued(learner: Learner, critic: Critic, batch: TrainingBatch) -> TrainingBatch:
