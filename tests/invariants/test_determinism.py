@@ -38,8 +38,10 @@ save_file(run_once(Path(sys.argv[1]), off_policy_steps=0)[0], sys.argv[2])
 
 
 def run_once(folder: Path, off_policy_steps: int) -> tuple[Weights, list[dict[str, float]]]:
-    """Weights, and metrics but for those of time. Draws from torch's generator: dropout does."""
-    torch.manual_seed(3)
+    """Weights, and metrics but for those of time. What was drawn before has no say: dropout draws
+    from torch's generator.
+    """
+    torch.seed()
     logger = Remembered()
     weights = train(make_trainer(folder, logger=logger, **RUN, off_policy_steps=off_policy_steps))
     timed = ("seconds/", "tokens_per_second/")

@@ -62,7 +62,7 @@ class TrainingConfig(AlgorithmSettings, MonitoringSettings):
     """A row of the table in `algorithms.py`; `docs/algorithms.md` says when to use which. A setting
     below whose default is None takes the row's."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides adapter initialisation, the order of scenarios and every sample."""
+    """Decides adapter initialisation, dropout, the order of scenarios and every sample."""
 
     num_episodes: int = Field(default=1000, ge=1)
     """Scenarios visited in one epoch; a shorter list of scenarios is gone through again."""

@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from stateset_agents import debug
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
@@ -272,6 +274,8 @@ class Trainer:
         if resume_from is not None:
             self._restore(learner, Path(resume_from))
         else:
+            # what dropout draws from: else it depends on whatever the process did before
+            torch.manual_seed(self.config.seed)
             await self._warm_start(learner)
         self.agent.engine.update_weights(learner.policy.named_merged_weights())
         for callback in self._callbacks:
