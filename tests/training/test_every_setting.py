@@ -233,6 +233,23 @@ READ: dict[str, tuple[Reader, dict[str, Any], Any, Any]] = {
 
 # Field: the test with the run that shows it.
 SHOWN_BY = {
+    "kl_limit": "test_trust_region.py::test_every_step_taken_keeps_the_limit_and_gains",
+    "fisher_iterations": "test_trust_region.py::"
+    "test_the_direction_is_that_of_an_exact_fisher_solve",
+    "fisher_damping": "test_trust_region.py::"
+    "test_the_critic_learns_beside_it_and_fewer_fisher_rows_and_damping_change_the_step",
+    "fisher_rows": "test_trust_region.py::"
+    "test_the_critic_learns_beside_it_and_fewer_fisher_rows_and_damping_change_the_step",
+    "line_search_tries": "test_trust_region.py::"
+    "test_where_no_try_gains_anything_the_weights_stay_bit_for_bit",
+    "pairs_from": "test_preferences.py::"
+    "test_pairs_without_an_algorithm_for_them_and_the_reverse_are_errors",
+    "pair_loss": "test_pair_step.py::"
+    "test_a_steps_gradient_is_that_of_the_mean_pair_loss_over_whole_conversations",
+    "pair_beta": "test_pair_step.py::"
+    "test_a_steps_gradient_is_that_of_the_mean_pair_loss_over_whole_conversations",
+    "pair_label_smoothing": "test_pair_step.py::"
+    "test_a_steps_gradient_is_that_of_the_mean_pair_loss_over_whole_conversations",
     "critic": "test_critic.py::"
     "test_a_critic_of_its_own_learns_beside_the_policy_and_moves_it_by_advantages_alone",
     "critic_model": "test_critic.py::test_a_critic_of_another_vocabulary_is_an_error",
