@@ -1,4 +1,5 @@
-"""The flow `retrain`: every step of the line in order, each one a Prefect task.
+"""The flow `retrain`: every step of the line in order, each one a Prefect task. A search for
+parameters (`tune`), where params.yaml asks for one, is a flow below it.
 
     python -m flows.retrain [--until STEP] [--force]
 
@@ -11,53 +12,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from flows import environment
 
 if __name__ == "__main__":
     environment.prepare_terminal()
 
-from prefect import flow, get_run_logger, task
+from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run, task_run
+from prefect.runtime import flow_run
 
 from flows import repository, result
-from flows.repository import StepFailedError, StepOutcome
-from flows.steps import Step, StepName, steps_until
+from flows.repository import StepFailedError
+from flows.step_runs import as_task, say
+from flows.steps import StepName, steps_until
+from flows.tune import asks_for_trials, tune
 from stateset_agents.exceptions import StateSetError
 from tasks import entry
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State, TaskRun
-    from prefect.tasks import Task
-
-
-def _is_worth_a_retry(_task: Task[..., StepOutcome], _run: TaskRun, state: State) -> bool:
-    # Asked only of steps that are not over their retries. What a step found out by itself (wrong
-    # data, a missed floor), or what keeps it from starting, is the same a second time.
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, StepFailedError) and not error.by_itself
-
-
-@task(cache_policy=NO_CACHE, retry_condition_fn=_is_worth_a_retry, persist_result=False)
-def run_step(root: Path, step: StepName, force: bool) -> StepOutcome:
-    """Bring one stage up to date."""
-    if task_run.run_count > 1:
-        _say(f"{step}: again, try {task_run.run_count}")
-    return repository.reproduce(root, step, force=force)
-
-
-def _as_task(step: Step) -> Task[..., StepOutcome]:
-    return run_step.with_options(
-        name=step.name,
-        task_run_name=step.name,
-        retries=step.retries,
-        retry_delay_seconds=step.retry_delay_seconds,
-        timeout_seconds=step.time_limit_seconds,
-    )
 
 
 @flow(name="retrain", persist_result=False, log_prints=False)
@@ -77,18 +49,16 @@ def retrain(until: StepName = "promote_model", force: bool = False) -> None:
     with repository.hold_checkout(root):
         outcomes = []
         for number, step in enumerate(steps, start=1):
-            _say(f"[{number}/{len(steps)}] {step.name}")
-            outcome = _as_task(step)(root, step.name, force)
+            say(f"[{number}/{len(steps)}] {step.name}")
+            if step.name == "tune" and asks_for_trials(root):
+                outcome = tune(force=force)
+            else:
+                outcome = as_task(step)(root, step.name, force)
             done = f"done in {outcome.seconds:.0f} s" if outcome.ran else "up to date"
-            _say(f"[{number}/{len(steps)}] {step.name}: {done}")
+            say(f"[{number}/{len(steps)}] {step.name}: {done}")
             outcomes.append(outcome)
         page = f"{environment.prefect_pages()}/runs/flow-run/{flow_run.id}"
         _report(result.read_result(root, outcomes, page))
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-    get_run_logger().info(line)
 
 
 def _report(found: result.Result) -> None:

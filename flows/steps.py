@@ -12,6 +12,7 @@ StepName = Literal[
     "fetch_base_model",
     "validate_scenarios",
     "train_reward_model",
+    "tune",
     "train_policy",
     "evaluate_policy",
     "register_model",
@@ -40,6 +41,7 @@ STEPS: tuple[Step, ...] = (
     Step("fetch_base_model", 2, 10.0, 1 * HOUR),
     Step("validate_scenarios", 1, 2.0, 30 * MINUTE),
     Step("train_reward_model", 1, 5.0, 6 * HOUR),
+    Step("tune", 2, 5.0, 240 * HOUR),  # a retry goes on with the study
     Step("train_policy", 2, 5.0, 72 * HOUR),  # a retry goes on from the last checkpoint
     Step("evaluate_policy", 1, 5.0, 12 * HOUR),
     Step("register_model", 2, 10.0, 1 * HOUR),

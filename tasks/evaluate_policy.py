@@ -57,6 +57,7 @@ from stateset_agents.tracking.registry import (
     generation_settings,
 )
 from tasks import entry, paths
+from tasks.tuned import with_tuned
 
 HELDOUT = paths.VALIDATED / "heldout.jsonl"
 
@@ -79,6 +80,7 @@ class _Source:
 
 def run(config: RunConfig) -> None:
     """Evaluate and write data/reports/evaluation; nothing is written if any part of it fails."""
+    config = with_tuned(config)
     learned = config.rewards.weights.learned > 0
     _check_inputs(learned)
     scenarios = select_scenarios(

@@ -20,7 +20,15 @@ from tasks import paths
 
 _UNFINISHED_OUTPUTS = (
     *(paths.BASE_MODEL, paths.VALIDATED, paths.REWARD_MODEL, paths.POLICY),
-    *(paths.REGISTRATION, paths.PROMOTION, Path("transfer"), Path("version"), Path("writing")),
+    *(
+        paths.TUNED,
+        paths.TUNE_REPORT,
+        paths.REGISTRATION,
+        paths.PROMOTION,
+        Path("transfer"),
+        Path("version"),
+        Path("writing"),
+    ),
 )
 # A dot, what it would have become, and what makes the name of a temporary folder or file its own.
 _UNFINISHED = re.compile(

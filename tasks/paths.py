@@ -21,6 +21,8 @@ DATA_REPORT = Path("data/reports/data")  # Great Expectations' Data Docs, summar
 REWARD_MODEL = Path("data/reward_model")
 # metrics.json calibration.json calibration.png
 REWARD_MODEL_REPORT = Path("data/reports/reward_model")
+TUNED = Path("data/tuned.yaml")
+TUNE_REPORT = Path("data/reports/tune")  # summary.json report.html
 POLICY = Path("data/policy")
 POLICY_REPORT = Path("data/reports/policy")  # metrics.json steps.csv conversations.md
 # metrics.json comparison.json conversations.jsonl report.html by_intent.json
@@ -33,4 +35,6 @@ PROMOTION = Path("data/promotion.json")
 STATE = Path(".stateset")
 CHECKPOINTS = STATE / "checkpoints"
 LOCKS = STATE / "locks"
+STUDIES = STATE / "studies"  # a folder a study: which MLflow runs are its and its trials'
+TUNE_EVENTS = STATE / "tune-events.jsonl"  # a line as a trial begins and as it ends
 STEP_HISTORY = STATE / "steps.jsonl"  # a line for each step that really ran

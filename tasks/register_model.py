@@ -20,6 +20,7 @@ from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link, run_tags, s
 from stateset_agents.tracking.registry import register_version
 from tasks import entry, paths
 from tasks.folders import naming
+from tasks.tuned import with_tuned
 
 FIGURES = paths.EVALUATION_REPORT / "metrics.json"
 
@@ -32,6 +33,7 @@ _REPORTS = {
 
 def run(config: RunConfig) -> None:
     """Register; data/registration.json appears when the version is whole."""
+    config = with_tuned(config)
     figures = read_figures()
     runs = _runs()
     tags = _origins(config.tracking, runs) | {f"run.{role}": one for role, one in runs.items()}

@@ -1,9 +1,10 @@
 """Step: train the policy on the training scenarios by reinforcement learning.
 
-Reads the sections `agent`, `rewards` and `train`, data/validated/train.jsonl, data/base_model and
-data/reward_model. Writes data/policy (an adapter or a whole model, the tokenizer, policy.json) and
-data/reports/policy (metrics.json, steps.csv, conversations.md). A run that was cut off goes on
-from .stateset/checkpoints/train_policy if nothing that decides it has changed.
+Reads the sections `agent`, `rewards` and `train` (data/tuned.yaml is laid over them),
+data/validated/train.jsonl, data/base_model and data/reward_model. Writes data/policy (an adapter or
+a whole model, the tokenizer, policy.json) and data/reports/policy (metrics.json, steps.csv,
+conversations.md). A run that was cut off goes on from .stateset/checkpoints/train_policy if nothing
+that decides it has changed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from stateset_agents.training.progress import ProgressBar
 from stateset_agents.training.trainer import Trainer
 from tasks import entry, paths
 from tasks.folders import in_place
+from tasks.tuned import with_tuned
 
 SCENARIOS = paths.VALIDATED / "train.jsonl"
 PAIRS = paths.VALIDATED / "preferences_train.jsonl"
@@ -80,8 +82,9 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
 
     `callbacks` are called after the step's own.
     """
-    _check_inputs(config)
-    trainer = _make_trainer(config)
+    config = with_tuned(config)
+    check_inputs(config)
+    trainer = trainer_of(config)
     checkpoint = _fitting_checkpoint(trainer)
     lineage = {
         "scenarios": SCENARIOS,
@@ -109,8 +112,12 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
     _print_summary(metrics)
 
 
-def _check_inputs(config: RunConfig) -> None:
-    """Name everything that is missing and the step that makes it."""
+def check_inputs(config: RunConfig) -> None:
+    """Name everything that is missing and the step that makes it.
+
+    Raises:
+        PipelineError: something is.
+    """
     makers = {SCENARIOS: "validate_scenarios", paths.BASE_MODEL: "fetch_base_model"}
     if _reads_pairs(config):
         makers[PAIRS] = "validate_scenarios"
@@ -126,7 +133,8 @@ def _reads_pairs(config: RunConfig) -> bool:
     return config.train.warm_start_steps > 0 or config.train.pairs_from == "preferences"
 
 
-def _make_trainer(config: RunConfig) -> Trainer:
+def trainer_of(config: RunConfig) -> Trainer:
+    """The trainer that this step trains with; nothing is loaded yet."""
     return make_trainer(
         base_model=paths.BASE_MODEL,
         scenarios=read_scenarios(SCENARIOS),

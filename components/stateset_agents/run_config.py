@@ -32,6 +32,7 @@ from stateset_agents.tracking.config import (
     TrackingConfig,
 )
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.hpo.config import TuneConfig
 from stateset_agents.training.reward_model_config import RewardModelConfig
 
 Key = tuple[str | int, ...]
@@ -53,6 +54,8 @@ class RunConfig(Settings):
     """What a conversation is rewarded for."""
     reward_model: RewardModelConfig = Field(default_factory=RewardModelConfig)
     """How the learned reward is trained."""
+    tune: TuneConfig = Field(default_factory=TuneConfig)
+    """How the parameters of `agent` and `train` are searched for; not at all by default."""
     train: TrainingConfig = Field(default_factory=TrainingConfig)
     """How the policy is trained."""
     evaluate: EvaluationConfig = Field(default_factory=EvaluationConfig)

@@ -17,7 +17,12 @@ SCALES: Mapping[str, Mapping[str, int]] = {
     "train": {"num_episodes": 4},
     "TrainingConfig": {"num_episodes": 32, "num_generations": 4},
     "GSPOConfig": {"num_outer_iterations": 2},
-    "quick_hpo": {"n_trials": 2},
+    "quick_hpo": {
+        "n_trials": 2,
+        "confirm_top": 1,
+        "confirm_seeds": 1,
+        "episodes_per_trial": 4,
+    },
     "ValueFunction": {"hidden_size": 64},  # of tests/guide/models.py
 }
 

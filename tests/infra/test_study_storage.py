@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import optuna
@@ -9,7 +10,9 @@ import pytest
 
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.training.hpo.storage import open_storage
+from stateset_agents.training.hpo.study import StoredStudy
 from tests.infra.servers import Postgres, free_port
+from tests.training.hpo.studies import in_process, make_plan, outcome, work
 
 
 def best_of_a_second_process(address: str) -> float:
@@ -28,6 +31,22 @@ def test_a_path_keeps_the_study_in_a_journal(tmp_path: Path) -> None:
 
 def test_a_postgresql_url_keeps_the_study_in_the_database(postgres: Postgres) -> None:
     assert best_of_a_second_process(postgres.url("optuna")) == 1.0
+
+
+def test_in_postgresql_a_killed_workers_trial_goes_on_as_in_a_journal(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    plan, address = make_plan("killed", n_trials=12), postgres.url("optuna")
+    work(str(tmp_path / "journal"), plan)
+    process = in_process(work, address, plan, 4, "report")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    beside = [in_process(work, address, plan), in_process(work, address, make_plan("other"))]
+    for process in beside:
+        process.join()
+        assert process.exitcode == 0
+    expected = outcome(StoredStudy(str(tmp_path / "journal"), plan).records())
+    assert outcome(StoredStudy(address, plan).records()) == expected
 
 
 def test_sqlite_is_refused_with_what_to_use_instead() -> None:

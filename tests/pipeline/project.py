@@ -98,6 +98,7 @@ def make_params(base_model: Path) -> dict[str, Any]:
         },
         "agent": {"max_new_tokens": 6, "temperature": 1.0},
         "rewards": {},
+        "tune": {},
         "reward_model": {
             "num_epochs": 1,
             "trained_layers": 1,

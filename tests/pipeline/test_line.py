@@ -55,9 +55,9 @@ def test_the_first_run_runs_every_step_and_ends_with_the_table(
     first_run: tuple[Path, str],
 ) -> None:
     folder, output = first_run
-    assert project.steps_run(folder)[:7] == ALL_STEPS
+    assert project.steps_run(folder)[:8] == ALL_STEPS
     for number, step in enumerate(ALL_STEPS, start=1):
-        assert f"[{number}/7] {step}: done in" in output
+        assert f"[{number}/8] {step}: done in" in output
     table = output[output.index("ran: fetch_base_model") :]
     assert "reward   vs base model" in table
     assert "rubric   vs base model" in table
@@ -129,11 +129,12 @@ def test_one_changed_training_scenario_runs_exactly_what_depends_on_it(line: Pat
     on_the_registry = ["register_model", "promote_model"]
     assert project.steps_run(line, before) == [
         "validate_scenarios",
+        "tune",
         "train_policy",
         "evaluate_policy",
         *on_the_registry,
     ]
-    assert "[3/7] train_reward_model: up to date" in done.stdout
+    assert "[3/8] train_reward_model: up to date" in done.stdout
 
     # Changed back, DVC has the policy in its cache. What acts on the registry, or compares with the
     # champion in it, really runs all the same.
@@ -150,6 +151,7 @@ def test_one_changed_preference_pair_trains_the_reward_model_and_what_follows(li
     assert project.steps_run(line, before) == [
         "validate_scenarios",
         "train_reward_model",
+        "tune",
         "train_policy",
         "evaluate_policy",
     ]
@@ -277,6 +279,56 @@ def test_an_announcement_of_new_data_starts_the_line_and_it_completes(line: Path
 
 def _mlflow_run(folder: Path) -> str:
     return str(json.loads((folder / "data/registration.json").read_text())["run_id"])
+
+
+def test_a_search_is_a_flow_below_with_a_run_for_each_trial(line: Path, api: str) -> None:
+    path = line / "params.yaml"
+    as_it_was = path.read_text(encoding="utf-8")
+    params = yaml.safe_load(as_it_was)
+    params["tune"] = {
+        "n_trials": 2, "confirm_top": 1, "confirm_seeds": 1, "validation_samples": 1,
+        "search_space": {"learning_rate": {"type": "loguniform", "low": 1e-4, "high": 1e-1}},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    before = len(project.steps_run(line))
+    done = project.run(line, "-m", "flows.retrain", "--until", "tune", PREFECT_API_URL=api)
+    assert done.returncode == 0, done.stdout
+    assert project.steps_run(line, before) == ["tune"]
+
+    summary = json.loads((line / "data/reports/tune/summary.json").read_text())
+    trials = {f"trial {one['number']}": one for one in summary["trials"]}
+    assert list(trials) == ["trial 0", "trial 1"]
+    labels = {*trials, "base", "base again, seed 1"}
+    (best,) = [one["number"] for one in summary["confirmations"] if one["number"] >= 0]
+    labels.add(f"trial {best} again, seed 1")
+    with SyncPrefectClient(api) as client:
+        found = client.read_flow_runs(flow_run_filter=FlowRunFilter(tags={"all_": ["tune"]}))
+    assert {run.name for run in found} == labels
+    for run in found:
+        assert run.state is not None
+        assert run.state.is_completed()
+        assert run.parent_task_run_id is not None
+        if run.name in trials:
+            assert run.parameters["params"] == trials[run.name]["params"]
+            assert f"reward {trials[run.name]['measures']['reward']:.4g}" in run.state.message
+
+    client = mlflow.MlflowClient(f"sqlite:///{line / 'mlflow.db'}")
+    study = json.loads((line / "data/reports/tune/mlflow_run.json").read_text())
+    below = client.search_runs(
+        [study["experiment_id"]], f"tags.`mlflow.parentRunId` = '{study['run_id']}'"
+    )
+    assert {run.info.run_name for run in below} == labels
+    assert {run.info.status for run in below} == {"FINISHED"}
+
+    tuned = yaml.safe_load((line / "data/tuned.yaml").read_text())
+    won = summary["trials"][summary["best_trial"]["number"]]["params"]
+    assert tuned["train"] in ({}, won)
+    assert (tuned["train"] == {}) == ("the base configuration stays" in tuned["why"])
+    page = (line / "data/reports/tune/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # history, parameters, training
+    path.write_text(as_it_was, encoding="utf-8")
+    _dvc(line, "repro", "tune")
+    assert yaml.safe_load((line / "data/tuned.yaml").read_text())["train"] == {}
 
 
 def test_both_deployments_run_one_at_a_time_and_let_the_next_one_wait(api: str) -> None:

@@ -23,6 +23,7 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="
 # of these changes no output.
 CARRIERS = (
     "stateset_agents",
+    "stateset_agents.debug",
     "stateset_agents.exceptions",
     "stateset_agents.run_config",
     "stateset_agents.settings",
@@ -37,6 +38,7 @@ ABOUT_A_RUN = "stateset_agents.tracking"  # loggers and links; the steps on the 
 WITHOUT_EFFECT = {
     # other sources than the one that is configured, and how files travel
     "fetch_base_model": (
+        "stateset_agents.core.reasoning",
         "stateset_agents.inference",
         "stateset_agents.tracking.artifact_store",
         "stateset_agents.tracking.lineage",
@@ -50,7 +52,7 @@ WITHOUT_EFFECT = {
     # a protocol without code
     "register_model": ("stateset_agents.inference.engine",),
     # how weights are written; promotion moves an alias
-    "promote_model": ("stateset_agents.inference",),
+    "promote_model": ("stateset_agents.core.reasoning", "stateset_agents.inference", "tasks.tuned"),
 }
 
 
@@ -61,6 +63,7 @@ SECTIONS_WITHOUT_EFFECT = {
     "train_reward_model": {"tracking"},
     "train_policy": {"base_model", "tracking"},
     "evaluate_policy": {"base_model"},
+    "tune": {"tracking"},
 }
 
 

@@ -231,6 +231,7 @@ def start_run(
     *,
     params: Mapping[str, Any] | None = None,
     resume_run_id: str | None = None,
+    parent_run_id: str | None = None,
 ) -> Iterator[TrackedRun]:
     """A run for the length of a `with` block.
 
@@ -245,6 +246,7 @@ def start_run(
         tags: for instance `lineage.collect_lineage(...)`.
         params: logged as by `TrackedRun.log_params`.
         resume_run_id: a run to go on with.
+        parent_run_id: a run that this one is below, instead of STATESET_PARENT_RUN_ID's.
 
     Raises:
         RegistryError: MLflow does not answer or refuses.
@@ -254,7 +256,7 @@ def start_run(
         experiment_id = _experiment(client, tracking)
         run_id = _continued(client, resume_run_id, experiment_id)
         if run_id is None:
-            parent = os.environ.get("STATESET_PARENT_RUN_ID")
+            parent = parent_run_id or os.environ.get("STATESET_PARENT_RUN_ID")
             own = {"mlflow.parentRunId": parent} if parent else {}
             run_id = client.create_run(experiment_id, run_name=name, tags=own).info.run_id
     run = TrackedRun(client, run_id, experiment_id, tracking.effective_uri)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaForCausalLM
 
 from stateset_agents.core.environment import ConversationEnvironment
 from stateset_agents.exceptions import ConfigurationError, TrainingError
@@ -95,6 +97,26 @@ def test_trials_are_scored_on_whole_intents_that_are_not_trained_on(
     assert summary.validation == "2 scenarios: 1 whole intents of 3, not trained on"
 
 
+def test_sizes_and_seeds_do_what_they_say(tiny_model_dir: Path, tmp_path: Path) -> None:
+    scored: list[int] = []
+
+    class Counted(LettersE):
+        async def compute_rewards(self, conversations: Any) -> Any:
+            scored.append(len(conversations))
+            return await super().compute_rewards(conversations)
+
+    settings: dict[str, Any] = {"n_trials": 1, "reward_function": Counted()}
+    summary = search(
+        tiny_model_dir, tmp_path, episodes_per_trial=3, validation_share=0.6,
+        validation_samples=3, **settings,
+    )  # fmt: skip
+    assert list(summary.trials[0].steps) == [1, 2, 3]
+    assert summary.validation == "4 scenarios: 2 whole intents of 3, not trained on"
+    assert scored == [2, 2, 2, 4 * 3]
+    other = search(tiny_model_dir, tmp_path, seed=1, **settings)
+    assert other.best_params != summary.best_params
+
+
 def test_a_validation_part_that_is_trained_on_is_refused(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +159,28 @@ def test_a_trial_over_its_time_fails_and_the_search_says_why(
 ) -> None:
     with pytest.raises(TrainingError, match="ended at step 1 of 2 after"):
         search(tiny_model_dir, tmp_path, n_trials=1, trial_time_limit_seconds=1e-9)
+
+
+def test_a_trial_that_is_pruned_saves_steps_and_leaves_neither_memory_nor_files(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = _models_in_memory()
+    summary = search(
+        tiny_model_dir, tmp_path, n_trials=6, study_name="s", pruner="hyperband",
+        pruning_warmup_steps=1, base_config=make_base(num_episodes=6),
+    )  # fmt: skip
+    pruned = [trial for trial in summary.trials if trial.state == "pruned"]
+    assert pruned
+    assert all(len(trial.steps) < 6 and trial.values is None for trial in pruned)
+    assert all("behind earlier trials at step" in trial.reason for trial in pruned)
+    assert _models_in_memory() == before
+    assert {path.name.partition(".journal")[0] for path in tmp_path.iterdir()} == {"hpo"}
+
+
+def _models_in_memory() -> int:
+    gc.collect()
+    return sum(type(one) is LlamaForCausalLM for one in gc.get_objects())
 
 
 def test_no_trial_begins_after_the_time_limit(tiny_model_dir: Path, tmp_path: Path) -> None:

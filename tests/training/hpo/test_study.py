@@ -2,62 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.training.hpo.spaces import parse_space
-from stateset_agents.training.hpo.study import StoredStudy, StudyPlan
-from stateset_agents.training.hpo.summary import TrialRecord
-
-SPACE = parse_space(
-    {
-        "learning_rate": {"type": "loguniform", "low": 1e-5, "high": 1e-1},
-        "temperature": {"type": "uniform", "low": 0.5, "high": 1.5},
-        "num_generations": {"type": "categorical", "choices": [2, 4, 8]},
-    }
-)
-MULTIPROCESSING = multiprocessing.get_context("forkserver")
-MULTIPROCESSING.set_forkserver_preload(["optuna", "stateset_agents.training.hpo.study"])
-
-
-def make_plan(name: str = "s", **changes: Any) -> StudyPlan:
-    settings: dict[str, Any] = {
-        "aims": {"reward": "maximize"}, "space": SPACE, "n_trials": 12, "definition": {"data": "1"},
-    }  # fmt: skip
-    return StudyPlan(name, **{**settings, **changes})
-
-
-def value(params: dict[str, Any]) -> float:
-    return -((params["temperature"] - 1.1) ** 2) + params["num_generations"] / 100
-
-
-def work(address: str, plan: StudyPlan, die_at: int | None = None, after: str = "take") -> None:
-    """Run trials until none is left; as trial `die_at` was taken, or half told, die."""
-    study = StoredStudy(address, plan)
-    while (trial := study.take()) is not None:
-        if trial.number == die_at and after == "take":
-            os.kill(os.getpid(), signal.SIGKILL)
-        study.report(trial, 1, value(trial.params) / 2)
-        if trial.number == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        study.finish(trial, "complete", {"reward": value(trial.params)}, 0.0)
-
-
-def in_process(target: Callable[..., None], *arguments: Any) -> Any:
-    process = MULTIPROCESSING.Process(target=target, args=arguments)
-    process.start()
-    return process
-
-
-def outcome(records: list[TrialRecord]) -> list[tuple[int, dict[str, Any], Any, str]]:
-    return [(one.number, one.params, one.values, one.state) for one in records]
+from stateset_agents.training.hpo import claims
+from stateset_agents.training.hpo.study import StoredStudy
+from tests.training.hpo.studies import SPACE, in_process, make_plan, outcome, value, work
 
 
 def test_workers_that_are_killed_lose_no_trial_and_change_none(tmp_path: Path) -> None:
@@ -77,6 +33,17 @@ def test_workers_that_are_killed_lose_no_trial_and_change_none(tmp_path: Path) -
     assert not study.is_running()
 
 
+def test_a_sampler_that_learns_chooses_otherwise_than_one_that_does_not(tmp_path: Path) -> None:
+    found = []
+    for sampler in ("tpe", "random"):
+        plan = make_plan(sampler, sampler=sampler, n_trials=14)
+        work(str(tmp_path / "journal"), plan)
+        records = StoredStudy(str(tmp_path / "journal"), plan).records()
+        found.append([one.params["temperature"] for one in records])
+    assert found[0][:10] == found[1][:10]  # TPE begins blindly
+    assert found[0][10:] != found[1][10:]
+
+
 def test_a_living_workers_trial_is_nobody_elses(tmp_path: Path) -> None:
     plan = make_plan(n_trials=2)
     address = str(tmp_path / "journal")
@@ -88,6 +55,17 @@ def test_a_living_workers_trial_is_nobody_elses(tmp_path: Path) -> None:
     assert [one.number for one in StoredStudy(address, plan).records()] == [1]
     StoredStudy(address, plan).finish(mine, "complete", {"reward": 0.5}, 1.0)
     assert [one.number for one in StoredStudy(address, plan).records()] == [0, 1]
+
+
+@pytest.mark.parametrize(("seconds_ago", "owned"), [(10, True), (1000, False)])
+def test_another_machines_worker_is_alive_while_it_gives_signs(
+    seconds_ago: float, owned: bool
+) -> None:
+    owner = {"host": "elsewhere", "pid": 1, "started": "1", "alive_at": time.time() - seconds_ago}
+    running = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.RUNNING, user_attrs={claims.OWNER: owner}
+    )
+    assert claims.is_owned(running) is owned
 
 
 def test_two_studies_at_once_in_one_storage_do_not_touch_each_other(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from stateset_agents.core.agent import AgentConfig, GenerationSettings
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.settings import allowed_keys
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
 
 ParameterType = Literal["uniform", "loguniform", "int", "categorical"]
@@ -294,16 +295,6 @@ def _is_agents(name: str) -> bool:
     return name in GenerationSettings.model_fields and name not in TrainingConfig.model_fields
 
 
-def base_values(
-    space: SearchSpace, config: TrainingConfig, agent: GenerationSettings
-) -> Parameters:
-    """What the searched parameters are before the search; None where that is the algorithm's."""
-    return {
-        name: getattr(agent if _is_agents(name) else config, _settings_of(name)[0])
-        for name in space
-    }
-
-
 def check_space_fits(space: SearchSpace, config: TrainingConfig, agent: AgentConfig) -> list[str]:
     """What a trial would stumble over: an end of a range, or a choice, that cannot work with the
     base settings, and parameters that nothing would read. Returns what is only wasteful.
@@ -325,7 +316,8 @@ def check_space_fits(space: SearchSpace, config: TrainingConfig, agent: AgentCon
     if problems:
         raise ConfigurationError(problems)
     clips = sorted(name for name in space if name.startswith("clip_range"))
-    if clips and "num_iterations" not in space and config.num_iterations == 1:
+    steps = config.num_iterations or ALGORITHMS[config.algorithm].num_iterations
+    if clips and "num_iterations" not in space and steps == 1:
         return [
             f"{' and '.join(clips)} act from the second optimizer step on a batch on, and "
             "num_iterations is 1: the search will find no difference. Set num_iterations=2 in the "

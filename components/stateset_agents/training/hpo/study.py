@@ -80,7 +80,7 @@ class StoredStudy:
         self.plan = plan
         storage = open_storage(address)
         definition = _definition(plan)
-        with claims.handing_out(storage, address, plan.name):
+        with claims.handing_out(storage, address, plan.name), _without_notices():
             self.study: Study = optuna.create_study(
                 study_name=plan.name,
                 storage=storage,
@@ -200,6 +200,19 @@ class StoredStudy:
             steps={step + 1: value for step, value in trial.intermediate_values.items()},
             reason=str(trial.user_attrs.get(REASON, "")),
         )
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Every process and phase opens the study; that it exists already is no news each time."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def best_points(address: str, study_name: str, count: int) -> list[dict[str, Any]]:
