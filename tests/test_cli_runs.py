@@ -320,6 +320,24 @@ def test_ctrl_c_saves_a_checkpoint_that_ends_as_if_nothing_had_happened(
     assert rows == list(range(1, 13))
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_step(small: Path) -> None:
+    write_config(small / "config.yaml", train={"num_generations": 4000})  # a step takes seconds
+    log = small / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen([*COMMAND, "train", "--stub"], stderr=file, stdout=file)
+    for line in ("nothing is learned", "stopping after this step"):
+        deadline = time.monotonic() + 120
+        while line not in log.read_text() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2 if line == "nothing is learned" else 0)  # into the first step
+        process.send_signal(signal.SIGINT)
+    assert process.wait(120) == ExitCode.INTERRUPTED
+    told = log.read_text()
+    assert "stopped at once, in step 1 of 4\nnothing was saved yet" in told
+    assert "Traceback" not in told
+
+
 def test_a_checkpoint_of_a_run_with_other_settings_is_refused(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

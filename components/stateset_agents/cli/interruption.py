@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Self
 from stateset_agents.training.callbacks import TrainingCallback
 
 if TYPE_CHECKING:
+    import asyncio
+
     from stateset_agents.training.trainer import Trainer
+
+
+def quiet_about_interrupts(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler: that a second Ctrl-C ended its tasks is no news."""
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)
 
 
 class InterruptedRunError(Exception):

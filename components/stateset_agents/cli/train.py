@@ -129,8 +129,12 @@ async def _train_and_save(
     save_dir: Path,
     samples: Any,
 ) -> Path:
+    import asyncio
+
+    from stateset_agents.cli.interruption import quiet_about_interrupts
     from stateset_agents.training.rehearsal import Rehearsal
 
+    asyncio.get_running_loop().set_exception_handler(quiet_about_interrupts)
     try:
         await run.train(callbacks, resume_from=resume)
         (save_dir / "conversations.md").write_text(samples.to_markdown(), encoding="utf-8")
