@@ -82,9 +82,6 @@ def adapter(folder: str = "checkpoints/final") -> bytes:
     return (Path(folder) / "adapter_model.safetensors").read_bytes()
 
 
-# --- without a model -----------------------------------------------------------------------------
-
-
 def test_what_the_guide_types_works_in_an_empty_folder_with_stub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,9 +140,6 @@ def test_json_says_that_a_stub_learned_nothing(
     assert summary["steps"] == 4
     assert summary["final"] == "elsewhere/final"
     assert not Path("checkpoints").exists()
-
-
-# --- train, evaluate, serve ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -289,9 +283,6 @@ def test_a_chat_is_kept_as_a_file_that_can_be_imported(
     assert json.loads(capsys.readouterr().out)["data"]["scenarios to train on"] == 1
 
 
-# --- Ctrl-C and resuming -------------------------------------------------------------------------
-
-
 def test_ctrl_c_saves_a_checkpoint_that_ends_as_if_nothing_had_happened(
     small: Path, tiny_model_dir: Path
 ) -> None:
@@ -345,9 +336,6 @@ def test_a_checkpoint_of_a_run_with_other_settings_is_refused(
     write_config(small / "config.yaml", train={"seed": 7})
     assert run("train", "--stub", "--resume", "checkpoints/step_2") == 1
     assert "checkpoints/step_2 belongs to another run" in capsys.readouterr().err
-
-
-# --- bad input -----------------------------------------------------------------------------------
 
 
 def test_every_problem_of_a_configuration_is_told_at_once(
