@@ -6,7 +6,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-dev retrain test test-slow lint serve ui bench bench-vllm-env clean
+.PHONY: help setup setup-dev retrain test test-slow lint serve ui docs docs-serve bench bench-vllm-env clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,13 @@ serve: setup ## answer OpenAI chat requests with the promoted model
 
 ui: setup ## open the MLflow and Prefect pages
 	@$(BIN)/python -m flows.ui
+
+docs: setup-dev ## build the pages of docs/ into build/site, with a search; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "build/site/index.html"
+
+docs-serve: setup-dev ## show the pages on port 8001, and again when they change
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
 
 bench: setup-dev ## measure speed and memory against TRL, vLLM and the machine (25 minutes of two quiet cores)
 	@[ -d data/base_model ] || $(BIN)/python -m tasks.fetch_base_model

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stateset_agents import cli
-from tests.guide import shell
+from tests.guide import command_line, shell
 from tests.guide.pages import PYTHON, SHELL, Block
 from tests.guide.scaling import scaled
 
@@ -61,7 +60,7 @@ class PageRun:
     def _run_command(self, words: Sequence[str]) -> None:
         words = shell.without_assignments([os.path.expandvars(word) for word in words])
         if words and words[0] == "stateset-agents":
-            assert cli.main(words[1:]) == 0, words
+            command_line.run(words[1:])
         else:
             shell.check(words)
 

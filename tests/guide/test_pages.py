@@ -14,7 +14,12 @@ from tests.guide.pages import PYTHON, ROOT, SHELL, Block, pages, read_blocks
 from tests.guide.running import PageRun
 
 # Blocks that a page leaves out by saying so right before them: the page, and its reason.
-NOT_RUN: list[tuple[str, str]] = []
+NOT_RUN: list[tuple[str, str]] = [
+    ("docs/RL_FRAMEWORK_GUIDE.md", "it needs four GPUs"),
+    ("docs/RL_FRAMEWORK_GUIDE.md", "it needs the extra `trl`, and runs on its own page"),
+]
+# Every kind of training and a server, one after the other: minutes.
+SLOW = ("RL_FRAMEWORK_GUIDE.md",)
 
 RUN = (*PYTHON, *SHELL)
 BLOCKS = {page: read_blocks(page) for page in pages()}
@@ -50,7 +55,14 @@ def page_run(
             logger.handlers[:] = handlers
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [])
+        for page in WITH_CODE
+    ],
+    ids=lambda page: page.name,
+)
 def test_every_block_of_the_page_runs(page: Path, page_run: PageRun) -> None:
     for block in BLOCKS[page]:
         if not block.not_run:
