@@ -1,8 +1,8 @@
 """How many conversations each algorithm of the table takes to a policy that is known to be best.
 
 The task: two questions, answers of two tokens, and a conversation is worth the share of its answers
-that begin with a small letter. The best policy earns 1. `python -m tests.training.learning` writes
-the table of docs/learning.md, one line an algorithm, five seeds each.
+that begin with a small letter. The best policy earns 1. `python -m tests.training.learning` prints
+a table, one line an algorithm, five seeds each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from stateset_agents.training.trainer import Trainer
 from tests.tiny_model import make_tiny_model
 from tests.training.runs import train
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "learning.md"
 SEEDS = range(5)
 STEPS = 60
 CONVERSATIONS_PER_STEP = 16

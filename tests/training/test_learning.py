@@ -10,16 +10,6 @@ from stateset_agents.training.algorithms import ALGORITHMS
 from tests.training.learning import SEEDS, learn
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dpo"])
-def test_an_algorithm_with_a_critic_and_one_on_pairs_reach_the_best_policy(
-    tiny_model_dir: Path, algorithm: str
-) -> None:
-    curve = learn(tiny_model_dir, algorithm, seed=0)
-
-    assert curve.rewards[0] < 0.6
-    assert curve.reached
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
