@@ -46,9 +46,8 @@ async def quick_hpo(
 ) -> HPOSummary:
     """Search for the training parameters whose policy is rewarded best.
 
-    Every trial trains an agent of its own from the initial weights; `agent` stays as it is. Trials
-    are scored on scenarios that none of them is trained on, and the best are trained again with
-    fresh seeds before one is named best.
+    Every trial trains an agent of its own; `agent` stays as it is. Trials are scored on scenarios
+    that none is trained on, and the best are trained again with fresh seeds.
 
     Args:
         agent: whose model, settings and class the trials' agents have.
@@ -63,9 +62,8 @@ async def quick_hpo(
         **settings: single settings of `HPOConfig`.
 
     Raises:
-        ConfigurationError: before a trial starts: an unknown space, parameter or backend, a range
-            or choice that cannot work, an extra that is not installed, a storage that cannot be
-            reached, a study of the same name that is another search.
+        ConfigurationError: before a trial starts: a space or setting that cannot work, an extra or
+            a storage that is not there, a study of the same name that is another search.
         TrainingError: no trial was completed.
         RewardError: the reward function raised.
     """
