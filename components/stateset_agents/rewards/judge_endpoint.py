@@ -175,7 +175,7 @@ class ChatEndpoint:
         max_concurrency: int,
     ) -> None:
         try:
-            import httpx  # noqa: F401
+            import httpx
         except ImportError as error:
             raise ConfigurationError(
                 "the judge needs httpx, which is not installed; "
@@ -184,6 +184,9 @@ class ChatEndpoint:
         self.url = base_url.rstrip("/") + "/chat/completions"
         self.account = account
         self.max_retries = max_retries
+        # read once for all batches; without TLS there is nothing to verify
+        secure = base_url.startswith("https://")
+        self._verify = httpx.create_ssl_context() if secure else False
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._timeout_seconds = timeout_seconds
         self._backoff_seconds = backoff_seconds
@@ -197,7 +200,9 @@ class ChatEndpoint:
         """A client for one batch; use it in `async with`."""
         import httpx
 
-        return httpx.AsyncClient(headers=self._headers, timeout=self._timeout_seconds)
+        return httpx.AsyncClient(
+            headers=self._headers, timeout=self._timeout_seconds, verify=self._verify
+        )
 
     async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply | NoReply:
         """Send one request, again where that may help, `max_retries` times at most.
