@@ -75,9 +75,8 @@ async def quick_hpo(
 
     samples, seed = search_settings.validation_samples, search_settings.seed
     if validation_environment is None:
-        environment, validation = split_off_validation(
-            environment, search_settings.validation_share, samples, seed
-        )
+        share = search_settings.validation_share
+        environment, validation = split_off_validation(environment, share, samples, seed)
     else:
         validation = given_validation(environment, validation_environment, samples)
     runner = TrialRunner(
