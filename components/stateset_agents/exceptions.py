@@ -10,6 +10,7 @@ StateSetError
 ├── RewardError              a reward function raised, or gave something that is not a reward
 ├── TrainingError            the optimisation
 │   ├── NonFiniteLossError   NaN or infinity, before the optimizer saw it
+│   ├── ProcessLostError     a process of those that train together has ended or does not answer
 │   └── CheckpointError      a checkpoint that cannot be written, or that does not fit the run
 ├── EvaluationError          a comparison that cannot be made
 ├── RegistryError            the model registry: not reachable, no such version, a lock that is held
@@ -73,6 +74,10 @@ class TrainingError(StateSetError):
 
 class NonFiniteLossError(TrainingError):
     """The loss or its gradient is NaN or infinite; the optimizer was not stepped."""
+
+
+class ProcessLostError(TrainingError):
+    """One of the processes that train together has ended, or does not answer."""
 
 
 class CheckpointError(TrainingError):

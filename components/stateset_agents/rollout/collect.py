@@ -11,7 +11,7 @@ import asyncio
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 
 from stateset_agents.core.agent import Agent
@@ -34,6 +34,7 @@ async def collect_groups(
     seed: int,
     step: int = 0,
     round_number: int = 0,
+    only: Container[int] | None = None,
     on_episode: Callable[[MultiTurnTrajectory], None] | None = None,
 ) -> list[TrajectoryGroup]:
     """Play every scenario `num_generations` times, all episodes side by side.
@@ -50,10 +51,13 @@ async def collect_groups(
         seed: of the run.
         step: of training; part of every seed and name.
         round_number: of the step, should it play several times; 0 is not part of seeds and names.
+        only: which places of `scenarios` are played here, the others elsewhere; None: all. Names
+            and seeds are those of the whole list.
         on_episode: called with each trajectory as it ends, in the order of ending.
 
     Returns:
-        Groups in the order of `scenarios`, trajectories in the order of their samples.
+        The groups that were played in the order of `scenarios`, trajectories in the order of their
+        samples.
 
     Raises:
         ConfigurationError: `num_generations` is below 1, or an episode found the configuration
@@ -71,6 +75,8 @@ async def collect_groups(
         seen[scenario_id] += 1
         # A group compares answers to one start; where the environment chooses, it chooses once.
         start = await environment.reset() if scenario is None else None
+        if only is not None and index not in only:
+            continue
         planned.append(_plan_group(scenario, start, name, num_generations, seed, prefix))
     played = iter(await _play_all(agent, environment, itertools.chain(*planned), on_episode))
     return [

@@ -29,7 +29,7 @@ def save_final(trainer: Trainer, save_dir: Path | str) -> Path:
 
 def write_policy(folder: Path, trainer: Trainer, more: Mapping[str, Any] | None = None) -> None:
     """Fill a folder that exists: model or adapter, tokenizer, and `policy.json` with `more`."""
-    trainer.policy.save(folder)
+    trainer.save_policy(folder)
     trainer.agent.tokenizer.hf.save_pretrained(folder)
     base = Path(trainer.agent.config.model_name)
     described = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,15 @@ class Policy:
     `packed_states` works, in tokens; 0 for none. The model computes in bfloat16 if `config.bf16`,
     in float16 if `config.fp16`, else in float32, and never with its own dropout: the policy that is
     updated is the one that sampled.
+
+    Attributes:
+        reduces_gradients: a backward pass adds its gradients up over the processes by itself, so
+            that every process makes as many.
+        can_share_prefix: a group's prefix may go through the model in a pass of its own.
     """
+
+    reduces_gradients = False
+    can_share_prefix = True
 
     def __init__(self, model: PreTrainedModel, config: TrainingConfig) -> None:
         """Take over `model` (it is changed in place).
@@ -159,6 +167,13 @@ class Policy:
         for name, parameter in self.trainable.items():
             parameter.copy_(tensors[name])
         self.refresh()
+
+    def placed(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Whole tensors, named by parameter, in the form in which `trainable` is kept."""
+        return dict(tensors)
+
+    def idle_pass(self) -> None:
+        """Where `reduces_gradients`: take part in a pass of the others, and add nothing to it."""
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from stateset_agents.training.advantages import groups_to_replace
 from stateset_agents.training.batching import step_rows
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.objective import objective_of
+from stateset_agents.training.processes import ALONE, Processes
 from stateset_agents.training.scenario_order import further_scenarios, scenarios_of_step
 
 
@@ -72,6 +73,7 @@ class RolloutPlayer:
         reward_function: RewardFunction,
         config: TrainingConfig,
         on_episode: Callable[[MultiTurnTrajectory], None],
+        processes: Processes = ALONE,
     ) -> None:
         self._agent = agent
         self._environment = environment
@@ -79,6 +81,7 @@ class RolloutPlayer:
         self._config = config
         self._objective = objective_of(config)
         self._on_episode = on_episode
+        self._processes = processes
 
     async def play(self, step: int) -> StepRollout:
         """Play and score what step `step` (from 0) trains on.
@@ -116,6 +119,15 @@ class RolloutPlayer:
         round_number: int,
         scenarios: Sequence[Scenario | None],
     ) -> list[TrajectoryGroup]:
+        return await self._processes.whole(self._play_share(rollout, step, round_number, scenarios))
+
+    async def _play_share(
+        self,
+        rollout: StepRollout,
+        step: int,
+        round_number: int,
+        scenarios: Sequence[Scenario | None],
+    ) -> list[TrajectoryGroup]:
         with timed(rollout.seconds, "rollout"):
             groups = await collect_groups(
                 self._agent,
@@ -125,6 +137,7 @@ class RolloutPlayer:
                 seed=self._config.seed,
                 step=step,
                 round_number=round_number,
+                only=self._processes.own(len(scenarios)),
                 on_episode=self._on_episode,
             )
         with timed(rollout.seconds, "reward"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from stateset_agents.training.losses import TokenLosses, kl_divergence
 from stateset_agents.training.objective import Objective, objective_of, weighted_loss
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.precision import LossScale
+from stateset_agents.training.processes import ALONE, Processes, own_rows, whole
 
 
 @dataclass(slots=True)
@@ -41,11 +43,17 @@ class Learner:
     loss_scale: LossScale | None = None
     # The reference's log-probs of pairs that come again, by their tokens; None where none do.
     reference_cache: dict[bytes, torch.Tensor] | None = None
+    processes: Processes = ALONE
 
     @property
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """What the optimizer changes, in its order: the policy's, then the critic's."""
         return {**self.policy.trainable, **(self.critic.trainable if self.critic else {})}
+
+    @property
+    def share_prefix(self) -> bool:
+        """Forward what the rows of a group begin with once."""
+        return self.config.share_prefix and self.policy.can_share_prefix
 
     def load_trainable(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put back what `trainable` held; names and shapes must be the same."""
@@ -67,7 +75,12 @@ class StepResult:
     metrics: dict[str, float]
 
 
-def make_learner(policy: Policy, config: TrainingConfig, critic: Critic | None = None) -> Learner:
+def make_learner(
+    policy: Policy,
+    config: TrainingConfig,
+    critic: Critic | None = None,
+    processes: Processes = ALONE,
+) -> Learner:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the policy's float32 parameters
     and the critic's, which have a rate of their own.
     """
@@ -85,7 +98,9 @@ def make_learner(policy: Policy, config: TrainingConfig, critic: Critic | None =
     )
     prepared = accelerator.prepare_optimizer(optimizer)
     scale = LossScale() if policy.dtype is torch.float16 else None
-    return Learner(policy, config, objective_of(config), prepared, accelerator, critic, scale)
+    learner = Learner(policy, config, objective_of(config), prepared, accelerator, critic, scale)
+    learner.processes = processes
+    return learner
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -102,7 +117,8 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 
 def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepResult:
-    """One optimizer step on a whole batch, however it is cut into micro-batches: `gradients`, then
+    """One optimizer step on a whole batch, however it is cut into micro-batches and shared out
+    over processes, which all have the batch and get the same result: `gradients`, then
     `optimizer_step`.
 
     Metrics (means over sampled tokens): `loss` (the sum that is minimised), `entropy` in nats,
@@ -124,12 +140,12 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
 
 def gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, float]]:
     """Stages 1 to 4: the policy's log-probs `(B, T)` and what was measured, for `finished_metrics`;
-    gradients are there, times the loss scale.
+    gradients are there, times the loss scale, the whole batch's in every process.
 
     Raises:
         NonFiniteLossError: as `train_step`.
     """
-    policy, config = learner.policy, learner.config
+    policy = learner.policy
     logprobs = torch.zeros_like(batch.sampling_logprobs)
     sums: dict[str, float] = defaultdict(float)
     scale = 1.0 if learner.loss_scale is None else learner.loss_scale.value
@@ -139,23 +155,25 @@ def gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dic
     policy.train_mode(True)
 
     # 1. micro-batches: rows of like length, the groups' shared prefixes once
-    for rows in micro_batches(
-        batch, token_budget=config.micro_batch_tokens, share_prefix=config.share_prefix
-    ):
+    for rows in _own_micro_batches(learner, batch):
         micro = batch.select(rows.to(policy.device))
         # 2. log-probs of what was sampled
-        tokens = batch_logprobs(policy, micro, share_prefix=config.share_prefix)
+        tokens = batch_logprobs(policy, micro, share_prefix=learner.share_prefix)
         logprobs[rows, : micro.token_ids.shape[1]] = tokens.logprobs.detach().float()
         # 3. loss, already weighed against the rest of the batch
         loss, losses = weighted_loss(tokens.logprobs, micro, learner.objective)
         _measure(sums, loss, losses, tokens, micro, learner.objective)
         if learner.critic is not None and micro.returns is not None:
-            value_loss = learner.critic.loss(tokens.states, micro, share_prefix=config.share_prefix)
+            value_loss = learner.critic.loss(
+                tokens.states, micro, share_prefix=learner.share_prefix
+            )
             sums["value_loss"] += value_loss.item()
             loss = loss + value_loss
-        # 4. gradients add up over the micro-batches
-        check_finite(learner, loss.item(), "loss")
+        # 4. gradients add up over the micro-batches, then over the processes
         learner.accelerator.backward(loss * scale)
+        sums["passes"] += 1
+    _add_up_processes(learner, logprobs, sums)
+    check_finite(learner, sums["loss"] + sums.get("value_loss", 0.0), "loss")
     return logprobs, sums
 
 
@@ -170,7 +188,7 @@ def optimizer_step(learner: Learner, rate: float) -> float:
     policy, limit = learner.policy, learner.config.max_grad_norm
     # 5. clip
     policy.train_mode(False)
-    norm = float(learner.accelerator.clip_grad_norm_(policy.trainable.values(), limit))
+    norm = float(whole(learner.accelerator.clip_grad_norm_(policy.trainable.values(), limit)))
     check_finite(learner, norm, "gradient's norm")
     if learner.critic is not None:
         critics = learner.accelerator.clip_grad_norm_(learner.critic.trainable.values(), limit)
@@ -188,16 +206,15 @@ def optimizer_step(learner: Learner, rate: float) -> float:
 
 def reference_logprobs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:
     """`(B, T)` float32: what the policy that training started from gives the sampled tokens."""
-    config, policy = learner.config, learner.policy
+    policy = learner.policy
     batch = batch.to(policy.device)
     result = torch.zeros_like(batch.sampling_logprobs)
     with policy.reference():
-        for rows in micro_batches(
-            batch, token_budget=config.micro_batch_tokens, share_prefix=config.share_prefix
-        ):
+        for rows in _own_micro_batches(learner, batch):
             micro = batch.select(rows.to(policy.device))
-            tokens = batch_logprobs(policy, micro, share_prefix=config.share_prefix)
+            tokens = batch_logprobs(policy, micro, share_prefix=learner.share_prefix)
             result[rows, : micro.token_ids.shape[1]] = tokens.logprobs.float()
+    learner.processes.add_up([result])
     return result
 
 
@@ -213,6 +230,44 @@ def measured_kl(learner: Learner, batch: TrainingBatch, logprobs: torch.Tensor) 
     reference = reference_logprobs(learner, sample)
     divergence = kl_divergence(logprobs[rows, :width], reference, sample.loss_mask)
     return float(divergence.sum() / sample.loss_mask.sum())
+
+
+def _own_micro_batches(learner: Learner, batch: TrainingBatch) -> Iterator[torch.Tensor]:
+    """Row indices of the batch `(b,)` of each micro-batch that is this process's."""
+    own = own_rows(batch, learner.processes)
+    for rows in micro_batches(
+        batch.select(own.to(batch.token_ids.device)),
+        token_budget=learner.config.micro_batch_tokens,
+        share_prefix=learner.share_prefix,
+    ):
+        yield own[rows]
+
+
+def _add_up_processes(learner: Learner, logprobs: torch.Tensor, sums: dict[str, float]) -> None:
+    """Make gradients, log-probs and sums those of the whole batch, in place. A parameter that no
+    process has a gradient of has none afterwards either.
+    """
+    if learner.processes.count == 1:
+        return
+    trainable = learner.trainable
+    own = {name for name, parameter in trainable.items() if parameter.grad is not None}
+    told = learner.processes.gather((dict(sums), own))
+    if learner.policy.reduces_gradients:
+        passes = [int(theirs.get("passes", 0)) for theirs, _ in told]
+        for _ in range(passes[learner.processes.rank], max(passes)):
+            learner.policy.idle_pass()
+        told = [(theirs, set()) for theirs, _ in told]
+    gradients = []
+    for name in (name for name in trainable if any(name in theirs for _, theirs in told)):
+        parameter = trainable[name]
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    learner.processes.add_up([logprobs, *gradients])
+    for name in {name for theirs, _ in told for name in theirs}:
+        values = [theirs.get(name, 0.0) for theirs, _ in told]
+        is_sum = not name.endswith("_max") and name != "loss_scale"
+        sums[name] = sum(values) if is_sum else max(values)
 
 
 def _measure(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +22,7 @@ from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
-from stateset_agents.exceptions import ConfigurationError, TrainingError
+from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.inference.loading import (
     load_model,
     resolve_attention,
@@ -31,7 +32,7 @@ from stateset_agents.inference.loading import (
 from stateset_agents.tracking.reports import check_installed, open_reports
 from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.batch import TrainingBatch
-from stateset_agents.training.batching import StepRows, step_rows
+from stateset_agents.training.batching import step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
 from stateset_agents.training.critic import (
@@ -58,17 +59,23 @@ from stateset_agents.training.preferences import (
     PreferencePlayer,
     preference_fingerprint,
 )
+from stateset_agents.training.processes import ALONE, Processes, Weights
 from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
 from stateset_agents.training.step_batch import make_step_batch
+from stateset_agents.training.trainer_checks import check_agent, check_preferences, check_rows
 from stateset_agents.training.update import update
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from stateset_agents.core.value_function import ValueFunction
     from stateset_agents.tracking.loggers import MetricLogger
 
 
+# What a checkpoint asks of every process.
+RANDOM_STATES = "random states"
 # Imitation steps over which the learning rate rises from 0.
 WARM_START_RISE = 3
 
@@ -111,6 +118,7 @@ class Trainer:
         eval_environment: Environment | None = None,
         value_function: ValueFunction | None = None,
         preferences: Sequence[Preference] = (),
+        processes: Processes = ALONE,
     ) -> None:
         """`value_function` makes a critic the baseline of any algorithm: advantages are those of
         its `advantages`, by GAE with its `gamma` and `gae_lambda` from one sampled token
@@ -125,6 +133,7 @@ class Trainer:
         anything that decides the result and that the trainer cannot see (a reward's weights).
         `demonstrations` are what `warm_start_steps` imitates. `eval_scenarios` and
         `eval_environment` are what `eval_steps` plays, see `held_out.HeldOutEvaluation`.
+        `processes` are those that train together, see `distributed.DistributedTrainer`.
 
         Raises:
             ConfigurationError: settings of agent and training that contradict each other, a warm
@@ -132,7 +141,7 @@ class Trainer:
                 preference pairs where none are read, and none where they are.
         """
         debug.apply()
-        _check_agent(agent)
+        check_agent(agent)
         check_installed(config.reports)
         if config.warm_start_steps and not demonstrations:
             raise ConfigurationError(
@@ -157,12 +166,15 @@ class Trainer:
         self._callbacks: list[TrainingCallback] = []
         self._learner: Learner | None = None
         self._agent_speaks = False
-        _check_preferences(self.config, preferences)
+        check_preferences(self.config, preferences)
         self.preferences = tuple(preferences)
+        self._processes = processes
         self._player: RolloutPlayer | PreferencePlayer = (
             PreferencePlayer(self.preferences, self.config, agent)
             if preferences
-            else RolloutPlayer(agent, environment, reward_function, self.config, self._tell_episode)
+            else RolloutPlayer(
+                agent, environment, reward_function, self.config, self._tell_episode, processes
+            )
         )
         self._held_out = HeldOutEvaluation(
             agent,
@@ -218,8 +230,11 @@ class Trainer:
             CheckpointError: it could not be written; those before it are whole.
         """
         learner = self._ready()
+        weights, optimizer = self._whole_tensors(learner)
+        random, *others = self._processes.ask(RANDOM_STATES, checkpoints.random_states)
         state = {
-            "random": checkpoints.random_states(),
+            "random": random,
+            "random_of_other_processes": others,
             "callbacks": {callback.name: callback.state_dict() for callback in self._callbacks},
             "best": self.best,
             "stop_reason": self.stop_reason,
@@ -231,12 +246,21 @@ class Trainer:
             checkpoints.Checkpoint(
                 step=self.step,
                 fingerprint=self.fingerprint,
-                weights=dict(learner.trainable),
-                optimizer=optimizer_tensors(learner.optimizer, list(learner.trainable)),
+                weights=weights,
+                optimizer=optimizer,
                 state=state,
             ),
             keep=self.config.save_total_limit if keep is None else keep,
         )
+
+    def _whole_tensors(self, learner: Learner) -> tuple[Weights, Weights]:
+        """Of weights and of optimizer."""
+        trainable = learner.trainable
+        return dict(trainable), optimizer_tensors(learner.optimizer, list(trainable))
+
+    def save_policy(self, folder: Path | str) -> None:
+        """Write the adapter (PEFT's format) or the whole model (transformers' format)."""
+        self.policy.save(folder)
 
     async def close(self) -> None:
         """Free the engine's memory; the agent cannot speak after it."""
@@ -278,23 +302,27 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             await self._warm_start(learner)
         self.agent.engine.update_weights(learner.policy.named_merged_weights())
-        for callback in self._callbacks:
-            await callback.on_train_start(self)
+        with self._first_acts():
+            for callback in self._callbacks:
+                await callback.on_train_start(self)
         settings = {"train": self.config.model_dump(), "agent": self.agent.config.model_dump()}
-        with open_reports(self.config.report_plan(settings)) as reports:
+        with self._processes.first_only(open_reports, self.config.report_plan(settings)) as reports:
             while not self.is_last_step:
                 metrics = await self._run_step(learner)
                 self.step += 1
                 self._keep_best(metrics)
-                if self._held_out.is_due(self.step, is_last_step=self.is_last_step):
-                    metrics |= await self._held_out.measure()
-                await self._tell_step(metrics, reports)
-        for callback in self._callbacks:
-            await callback.on_train_end(self)
+                with self._first_acts():
+                    if reports is not None:
+                        await self._tell_step(metrics, reports)
+        with self._first_acts():
+            for callback in self._callbacks:
+                await callback.on_train_end(self)
         return self.agent
 
-    async def _tell_step(self, metrics: Mapping[str, float], reports: MetricLogger) -> None:
-        """Callbacks, logger and reports, then the callbacks that run last."""
+    async def _tell_step(self, metrics: dict[str, float], reports: MetricLogger) -> None:
+        """What was held out, callbacks, logger and reports, then the callbacks that run last."""
+        if self._held_out.is_due(self.step, is_last_step=self.is_last_step):
+            metrics |= await self._held_out.measure()
         for callback in self._callbacks:
             if not callback.runs_last:
                 await callback.on_step_end(self, metrics)
@@ -306,6 +334,13 @@ class Trainer:
         for callback in self._callbacks:
             if callback.runs_last:
                 await callback.on_step_end(self, metrics)
+
+    @contextmanager
+    def _first_acts(self) -> Iterator[None]:
+        """Callbacks and logger are the first process's; the others learn whether to stop."""
+        with self._processes.first_acts(self._answers()):
+            yield
+        self.stop_reason = self._processes.agreed(self.stop_reason)
 
     async def _warm_start(self, learner: Learner) -> None:
         """Imitate the demonstrations. No checkpoint falls into it: killed, it is done again."""
@@ -330,7 +365,7 @@ class Trainer:
         tell_conversations(self.step + 1, self.groups)
         # 2. rows, and what length costs
         rows = step_rows(self.groups, config)
-        _check_rows(rows, config)
+        check_rows(rows, config)
         shaped = shape_rewards(
             rows,
             max_new_tokens=self.agent.config.max_new_tokens,
@@ -418,6 +453,10 @@ class Trainer:
         if self.best is None or reward > self.best[0]:
             self.best = (reward, self.step)
 
+    def _answers(self) -> dict[str, Callable[[], Any]]:
+        """What the first process may ask of this one while it acts."""
+        return {RANDOM_STATES: checkpoints.random_states}
+
     def _ready(self) -> Learner:
         """Load the policy at first use: making a trainer stays cheap."""
         if self._learner is None:
@@ -435,11 +474,14 @@ class Trainer:
             check_model(model, config)
             self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
             formats = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
-            policy = Policy(model, config.model_copy(update=formats))
+            policy = self._make_policy(model, config.model_copy(update=formats))
             critic = make_critic(policy, config, spoken.model_name, self._value_function)
-            self._learner = make_learner(policy, config, critic)
+            self._learner = make_learner(policy, config, critic, self._processes)
             self._learner.reference_cache = {} if self.preferences else None
         return self._learner
+
+    def _make_policy(self, model: PreTrainedModel, config: TrainingConfig) -> Policy:
+        return Policy(model, config)
 
     def _make_fingerprint(self, base_model: str) -> dict[str, str]:
         settings = self.config.model_dump(exclude=set(SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS))
@@ -460,7 +502,8 @@ class Trainer:
     def _restore(self, learner: Learner, path: Path) -> None:
         saved = checkpoints.load_checkpoint(path, self.fingerprint)
         learner.load_trainable(saved.weights)
-        restore_optimizer(learner.optimizer, list(learner.trainable), saved.optimizer)
+        optimizer = learner.policy.placed(saved.optimizer)
+        restore_optimizer(learner.optimizer, list(learner.trainable), optimizer)
         for callback in self._callbacks:
             if callback.name in saved.state["callbacks"]:
                 callback.load_state_dict(saved.state["callbacks"][callback.name])
@@ -472,50 +515,6 @@ class Trainer:
         if learner.loss_scale is not None:
             learner.loss_scale.load_state_dict(saved.state["loss_scale"])
         self.step = saved.step
-        checkpoints.restore_random_states(saved.state["random"])
-
-
-def _check_agent(agent: MultiTurnAgent) -> None:
-    problems = []
-    if agent.config.use_stub_model:
-        problems.append(
-            "use_stub_model=True: a stub has no weights to train; name a model's folder in "
-            "model_name and leave use_stub_model out"
-        )
-    if agent.config.temperature == 0:
-        problems.append(
-            "temperature=0: greedy answers are all alike, so a group teaches nothing; use a "
-            "temperature above 0, such as 1.0"
-        )
-    if agent.config.repetition_penalty != 1:
-        problems.append(
-            f"repetition_penalty={agent.config.repetition_penalty}: answers would be drawn from "
-            "another distribution than the one whose gradient is taken; train with 1.0 (a reward "
-            "against repetition does what the penalty does)"
-        )
-    if problems:
-        raise ConfigurationError(problems)
-
-
-def _check_preferences(config: TrainingConfig, preferences: Sequence[Preference]) -> None:
-    if config.pairs_from == "preferences" and not preferences:
-        raise ConfigurationError(
-            'pairs_from="preferences" needs preference pairs, and none were given: pass '
-            'Trainer(preferences=...), or set pairs_from="rollouts", which makes pairs of groups'
-        )
-    if preferences and config.pairs_from != "preferences":
-        raise ConfigurationError(
-            f"{len(preferences)} preference pairs were given, and algorithm={config.algorithm!r} "
-            f'with pairs_from="{config.pairs_from}" plays scenarios: set algorithm="dpo" and '
-            'pairs_from="preferences", or leave the pairs out'
-        )
-
-
-def _check_rows(rows: StepRows, config: TrainingConfig) -> None:
-    if rows.rows or not rows.counts["prompt_too_long"]:
-        return
-    raise TrainingError(
-        f"every conversation of this step opens with more than "
-        f"max_prompt_length={config.max_prompt_length} tokens, so none can be trained on: raise "
-        "max_prompt_length, or shorten the system prompt and the scenarios' context"
-    )
+        random = [saved.state["random"], *saved.state.get("random_of_other_processes", [])]
+        if self._processes.rank < len(random):
+            checkpoints.restore_random_states(random[self._processes.rank])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +114,23 @@ class FunctionReward(RewardFunction):
     ) -> RewardResult | float | Awaitable[RewardResult | float]:
         """Call the function as it was written; one that is asynchronous is to be awaited."""
         return self._function(turns, context=context)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The decorator has taken the function's name in its module, so pickle would not find it
+        there: what travels is that name.
+        """
+        function: Any = self._function
+        module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+        there = getattr(sys.modules.get(module), name, None)
+        hidden = isinstance(there, FunctionReward) and there._function is function
+        return {**self.__dict__, "_function": (module, name) if hidden else function}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the function from the reward that has its name."""
+        if isinstance(state["_function"], tuple):
+            module, name = state["_function"]
+            state["_function"] = getattr(importlib.import_module(module), name)._function
+        self.__dict__.update(state)
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None

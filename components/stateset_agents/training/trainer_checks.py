@@ -1,0 +1,69 @@
+"""What a trainer refuses: agents that cannot be trained, steps that hold nothing to train on.
+
+Owns these messages. Settings that contradict each other are `config.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stateset_agents.core.agent import MultiTurnAgent
+from stateset_agents.exceptions import ConfigurationError, TrainingError
+from stateset_agents.training.batching import StepRows
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.preferences import Preference
+
+
+def check_agent(agent: MultiTurnAgent) -> None:
+    """Raises:
+    ConfigurationError: settings of generation with which training cannot work.
+    """
+    problems = []
+    if agent.config.use_stub_model:
+        problems.append(
+            "use_stub_model=True: a stub has no weights to train; name a model's folder in "
+            "model_name and leave use_stub_model out"
+        )
+    if agent.config.temperature == 0:
+        problems.append(
+            "temperature=0: greedy answers are all alike, so a group teaches nothing; use a "
+            "temperature above 0, such as 1.0"
+        )
+    if agent.config.repetition_penalty != 1:
+        problems.append(
+            f"repetition_penalty={agent.config.repetition_penalty}: answers would be drawn from "
+            "another distribution than the one whose gradient is taken; train with 1.0 (a reward "
+            "against repetition does what the penalty does)"
+        )
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def check_preferences(config: TrainingConfig, preferences: Sequence[Preference]) -> None:
+    """Raises:
+    ConfigurationError: pairs where none are read, or none where they are.
+    """
+    if config.pairs_from == "preferences" and not preferences:
+        raise ConfigurationError(
+            'pairs_from="preferences" needs preference pairs, and none were given: pass '
+            'Trainer(preferences=...), or set pairs_from="rollouts", which makes pairs of groups'
+        )
+    if preferences and config.pairs_from != "preferences":
+        raise ConfigurationError(
+            f"{len(preferences)} preference pairs were given, and algorithm={config.algorithm!r} "
+            f'with pairs_from="{config.pairs_from}" plays scenarios: set algorithm="dpo" and '
+            'pairs_from="preferences", or leave the pairs out'
+        )
+
+
+def check_rows(rows: StepRows, config: TrainingConfig) -> None:
+    """Raises:
+    TrainingError: every conversation was left out for its opening's length.
+    """
+    if rows.rows or not rows.counts["prompt_too_long"]:
+        return
+    raise TrainingError(
+        f"every conversation of this step opens with more than "
+        f"max_prompt_length={config.max_prompt_length} tokens, so none can be trained on: raise "
+        "max_prompt_length, or shorten the system prompt and the scenarios' context"
+    )

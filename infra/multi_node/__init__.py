@@ -1,0 +1,1 @@
+"""Training over several machines: what torchrun starts, and the Kubernetes job that does it."""
