@@ -116,6 +116,20 @@ async def test_a_reward_from_rated_answers_gives_the_probability_of_a_good_ratin
     assert card["calibration"]["temperature"] == trainer.metrics["temperature"]
 
 
+async def test_a_model_with_fewer_layers_than_the_default_trains_what_it_has(
+    tiny_model_dir: Path,
+) -> None:
+    settings = {name: value for name, value in QUICK.items() if name != "trained_layers"}
+
+    trainer = NeuralRewardTrainer(tiny_model_dir, PAIRS, **{**settings, "num_epochs": 1})
+
+    assert trainer.config.trained_layers > 2  # what the tiny model has
+    await trainer.train()
+    asked_for = NeuralRewardTrainer(tiny_model_dir, PAIRS, trained_layers=3)
+    with pytest.raises(ConfigurationError, match="trained_layers is 3, and 2 layers are used"):
+        await asked_for.train()
+
+
 async def test_a_floor_that_is_not_reached_is_an_error_and_nothing_is_written(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,11 @@ from stateset_agents.exceptions import DataError
 from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.loading import load_model, load_tokenizer
 from stateset_agents.rewards.reward_network import RewardNetwork, conversation_tokens
-from stateset_agents.training.reward_model_body import SplitBody, keep_layers
+from stateset_agents.training.reward_model_body import (
+    SplitBody,
+    keep_layers,
+    trained_layer_count,
+)
 from stateset_agents.training.reward_model_calibration import (
     CalibrationBin,
     calibration_curve,
@@ -112,7 +116,7 @@ def train_reward_model(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     body: Any = load_model(base_folder, dtype=config.dtype, device=device).base_model
     keep_layers(body, config.base_layers)
-    split = SplitBody(body, config.trained_layers)
+    split = SplitBody(body, trained_layer_count(body, config))
     head = new_head(body.config.hidden_size, config.seed).to(device)
 
     training, calibrating = _keep_back(pairs, config)

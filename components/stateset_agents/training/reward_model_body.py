@@ -19,6 +19,7 @@ from torch import nn
 
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rewards.prefix_tree import Pack
+from stateset_agents.training.reward_model_config import RewardModelConfig
 
 _PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 
@@ -38,6 +39,15 @@ def keep_layers(body: Any, count: int) -> None:
     if 0 < count < len(layers):
         setattr(body, name, layers[:count])
         _set_layer_count(body.config, slice(0, count))
+
+
+def trained_layer_count(body: Any, config: RewardModelConfig) -> int:
+    """`trained_layers` as it was set; the default, which nobody chose for this model, is no more
+    than the model has.
+    """
+    if "trained_layers" in config.model_fields_set:
+        return config.trained_layers
+    return min(config.trained_layers, len(_layers(body)[0]))
 
 
 class SplitBody:
