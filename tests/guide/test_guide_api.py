@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 from typing import Any
 
@@ -17,7 +18,13 @@ from stateset_agents import cli
 from stateset_agents.settings import allowed_keys
 from tests.guide.pages import ROOT
 
-pytestmark = pytest.mark.xfail(strict=False, reason="parts of the guide are on their way")
+# Modules of the guide that are not there yet: what needs one is expected to fail, and to be taken
+# from here when it no longer does.
+MISSING = {
+    name: f"stateset_agents.training.{name} is not there yet"
+    for name in ("distributed", "trl_grpo_wrapper")
+    if importlib.util.find_spec(f"stateset_agents.training.{name}") is None
+}
 
 IMPORTS = {
     "stateset_agents": (
@@ -229,6 +236,27 @@ FILES = [
 ]
 
 
+def entries(table: list[Any]) -> list[Any]:
+    """The table as parameters; those of a module that is missing must fail, and say why."""
+    return [
+        pytest.param(
+            *row,
+            marks=[
+                pytest.mark.xfail(strict=True, reason=reason)
+                for name, reason in MISSING.items()
+                if f"training.{name}" in row[0]
+            ],
+        )
+        for row in table
+    ]
+
+
+def _missing_page(path: str) -> list[Any]:
+    if "TRL" in path and "trl_grpo_wrapper" in MISSING:
+        return [pytest.mark.xfail(strict=True, reason=MISSING["trl_grpo_wrapper"])]
+    return []
+
+
 def found(path: str) -> Any:
     """`core.agent.AgentConfig`, or a method of it, in the package."""
     parts = path.split(".")
@@ -263,31 +291,33 @@ def default_of(callee: Any, keyword: str) -> Any:
 
 
 def made(path: str, **settings: Any) -> Any:
-    required = {"model_name": "gpt2"} if path.endswith("AgentConfig") else {}
+    required: dict[str, Any] = {"model_name": "gpt2"} if path.endswith("AgentConfig") else {}
+    if settings.get("algorithm") == "trpo":  # its line search needs float32
+        required["bf16"] = False
     return found(path)(**required, **settings)
 
 
-@pytest.mark.parametrize(("module", "name"), NAMES)
+@pytest.mark.parametrize(("module", "name"), entries(NAMES))
 def test_every_import_of_the_guide_works(module: str, name: str) -> None:
     assert hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize(("callee", "keyword"), ALL_KEYWORDS)
+@pytest.mark.parametrize(("callee", "keyword"), entries(ALL_KEYWORDS))
 def test_every_keyword_of_the_guide_is_one(callee: str, keyword: str) -> None:
     assert keyword in keywords_of(found(callee))
 
 
-@pytest.mark.parametrize(("callee", "keyword", "value"), DEFAULTS)
+@pytest.mark.parametrize(("callee", "keyword", "value"), entries(DEFAULTS))
 def test_every_default_of_the_guide_holds(callee: str, keyword: str, value: Any) -> None:
     assert default_of(found(callee), keyword) == value
 
 
-@pytest.mark.parametrize(("callee", "keyword", "value"), CHOICES)
+@pytest.mark.parametrize(("callee", "keyword", "value"), entries(CHOICES))
 def test_every_choice_of_the_guide_is_taken(callee: str, keyword: str, value: Any) -> None:
     assert getattr(made(callee, **{keyword: value}), keyword) == value
 
 
-@pytest.mark.parametrize(("callee", "attribute", "value"), ASSIGNED)
+@pytest.mark.parametrize(("callee", "attribute", "value"), entries(ASSIGNED))
 def test_every_setting_that_the_guide_changes_later_can_be(
     callee: str, attribute: str, value: Any
 ) -> None:
@@ -296,13 +326,13 @@ def test_every_setting_that_the_guide_changes_later_can_be(
     assert getattr(config, attribute) == value
 
 
-@pytest.mark.parametrize(("owner", "attribute"), ATTRIBUTES)
+@pytest.mark.parametrize(("owner", "attribute"), entries(ATTRIBUTES))
 def test_every_attribute_of_the_guide_is_there(owner: str, attribute: str) -> None:
     target = found(owner)
     assert hasattr(target, attribute) or attribute in getattr(target, "__annotations__", {})
 
 
-@pytest.mark.parametrize(("command", "flag"), ALL_FLAGS)
+@pytest.mark.parametrize(("command", "flag"), entries(ALL_FLAGS))
 def test_every_flag_of_the_guide_is_in_its_commands_help(
     command: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,11 +365,11 @@ def test_every_aggregation_of_the_guide_is_one(aggregation: str) -> None:
     )
 
 
-@pytest.mark.parametrize("path", FILES)
+@pytest.mark.parametrize("path", [pytest.param(one, marks=_missing_page(one)) for one in FILES])
 def test_every_file_that_the_guide_points_to_is_there(path: str) -> None:
     assert (ROOT / path).is_file()
 
 
 def test_no_entry_is_written_twice() -> None:
-    for entries in (NAMES, ALL_KEYWORDS, DEFAULTS, ASSIGNED, CHOICES, ATTRIBUTES, ALL_FLAGS):
-        assert len(entries) == len({repr(entry) for entry in entries})
+    for table in (NAMES, ALL_KEYWORDS, DEFAULTS, ASSIGNED, CHOICES, ATTRIBUTES, ALL_FLAGS):
+        assert len(table) == len({repr(row) for row in table})
