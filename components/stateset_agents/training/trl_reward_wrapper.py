@@ -24,6 +24,7 @@ from stateset_agents.inference.loading import (
     has_native_bfloat16,
     load_tokenizer,
 )
+from stateset_agents.inference.model_names import model_folder
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.trl_config import import_trl, pair_settings
 from stateset_agents.training.trl_models import say_less
@@ -109,7 +110,7 @@ class TRLRewardTrainerWrapper:
         logger: MetricLogger | None = None,
         trl_settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`model_name` is a language model's folder; its head is replaced by one output. All its
+        """`model_name` names a language model, whose head is replaced by one output. All its
         weights are trained, in float32: `config.use_lora` has no counterpart here.
 
         Raises:
@@ -122,7 +123,7 @@ class TRLRewardTrainerWrapper:
                 "use_lora=True: a reward's new head is trained with all weights here; set "
                 "use_lora=False"
             )
-        self.model_name = Path(model_name)
+        self.model_name = model_name
         self.config = config.model_copy(deep=True)
         self.rows = conversational_rows(preference_data)
         self.settings = pair_settings(
@@ -162,7 +163,7 @@ class TRLRewardTrainerWrapper:
             },
         )
         torch.manual_seed(self.config.seed)  # of the new head
-        model = _classifier(self.model_name)
+        model = _classifier(model_folder(self.model_name))
         model.config.pad_token_id = tokenizer.pad_token_id
         trainer = trl.RewardTrainer(
             model=model,
