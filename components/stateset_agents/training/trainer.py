@@ -22,13 +22,6 @@ from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
-from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.inference.loading import (
-    load_model,
-    resolve_attention,
-    resolve_device,
-    resolve_dtype,
-)
 from stateset_agents.tracking.reports import check_installed, open_reports
 from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.batch import TrainingBatch
@@ -49,11 +42,10 @@ from stateset_agents.training.metrics import (
     row_metrics,
     with_rates,
 )
-from stateset_agents.training.model_check import check_model
 from stateset_agents.training.objective import imitation_of
 from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
 from stateset_agents.training.policy import Policy
-from stateset_agents.training.precision import computing_dtype
+from stateset_agents.training.policy_model import load_policy_model
 from stateset_agents.training.preferences import (
     Preference,
     PreferencePlayer,
@@ -64,7 +56,13 @@ from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
 from stateset_agents.training.step_batch import make_step_batch
-from stateset_agents.training.trainer_checks import check_agent, check_preferences, check_rows
+from stateset_agents.training.trainer_checks import (
+    check_agent,
+    check_demonstrations,
+    check_preferences,
+    check_rows,
+    sampling_warning,
+)
 from stateset_agents.training.update import update
 
 if TYPE_CHECKING:
@@ -97,11 +95,36 @@ class Trainer:
     teaches leaves weights and optimizer alone (`rows/trained` is 0 and there are no `policy/...`).
     Where nothing at all is left, training ends: see `train`.
 
+    Args:
+        agent: speaks with the trained weights afterwards.
+        environment: who it talks to.
+        reward_function: what a conversation is worth.
+        config: all settings; a copy is kept.
+        logger: gets the metrics of every `logging_steps`, beside what `config.report_to` names.
+        fingerprint: digests that tell this run's checkpoints from another's, of anything that
+            decides the result and that the trainer cannot see (a reward's weights).
+        demonstrations: what `warm_start_steps` imitates.
+        eval_scenarios: what `eval_steps` plays, see `held_out.HeldOutEvaluation`.
+        eval_environment: in which it does.
+        value_function: makes a critic the baseline of any algorithm. Advantages are those of its
+            `advantages`, by GAE with its `gamma` and `gae_lambda` from one sampled token
+            (`value_level: turn`: from one answer) of a conversation to the next, instead of the
+            distance to the group's mean; with `scale_advantages` they are whitened over the step.
+            It reads the policy's last hidden states and is trained beside the policy on the
+            returns, its weights are in the checkpoints, and the loss stays the algorithm's.
+        preferences: what `pairs_from: preferences` trains on; then nothing is played.
+        processes: those that train together, see `distributed.DistributedTrainer`.
+
     Attributes:
         step: batches of conversations done, `total_steps` in all.
         groups: those of the last step, with rewards.
         best: the highest `reward/mean` so far and its step, None before the first.
         stop_reason: why training ended early, None otherwise.
+
+    Raises:
+        ConfigurationError: settings of agent and training that contradict each other, a warm start
+            without demonstrations, a value function beside settings for another, or preference
+            pairs where none are read, and none where they are.
     """
 
     def __init__(
@@ -120,34 +143,10 @@ class Trainer:
         preferences: Sequence[Preference] = (),
         processes: Processes = ALONE,
     ) -> None:
-        """`value_function` makes a critic the baseline of any algorithm: advantages are those of
-        its `advantages`, by GAE with its `gamma` and `gae_lambda` from one sampled token
-        (`value_level: turn`: from one answer) of a conversation to the next, instead of the
-        distance to the group's mean; with `scale_advantages` they are whitened over the step. It
-        reads the policy's last hidden states and is trained beside the policy on the returns, its
-        weights are in the checkpoints, and the loss stays the algorithm's.
-
-        `preferences` are what `pairs_from: preferences` trains on; then nothing is played.
-
-        `fingerprint` adds digests to what tells this run's checkpoints from another's: of
-        anything that decides the result and that the trainer cannot see (a reward's weights).
-        `demonstrations` are what `warm_start_steps` imitates. `eval_scenarios` and
-        `eval_environment` are what `eval_steps` plays, see `held_out.HeldOutEvaluation`.
-        `processes` are those that train together, see `distributed.DistributedTrainer`.
-
-        Raises:
-            ConfigurationError: settings of agent and training that contradict each other, a warm
-                start without demonstrations, a value function beside settings for another, or
-                preference pairs where none are read, and none where they are.
-        """
         debug.apply()
         check_agent(agent)
         check_installed(config.reports)
-        if config.warm_start_steps and not demonstrations:
-            raise ConfigurationError(
-                f"warm_start_steps={config.warm_start_steps} needs demonstrations, and none were "
-                "given: pass Trainer(demonstrations=...), or set warm_start_steps=0"
-            )
+        check_demonstrations(config, demonstrations)
         self.agent = agent
         self.environment = environment
         self.reward_function = reward_function
@@ -425,22 +424,12 @@ class Trainer:
 
     def _warn_of_sampling(self, metrics: Mapping[str, float], staleness: int) -> None:
         """Once a run. Where the policy has moved on since, a difference is to be expected."""
-        limit = self.config.sampling_difference_limit
-        difference = metrics.get("sampling_difference_mean", 0.0)
-        if staleness or self._warned_of_sampling or difference <= limit:
+        if staleness or self._warned_of_sampling:
             return
-        self._warned_of_sampling = True
-        _log.warning(
-            "step %d: the log-probs that the engine sampled with differ from training's by %.3g "
-            "nats on the mean of the tokens; sampling_difference_limit is %.3g. The policy that "
-            "speaks is not the one that is trained, and the gradient is biased as far as "
-            "importance sampling does not correct it. What usually causes it: torch_dtype of the "
-            "agent and bf16 of the training that do not match, a repetition_penalty, lora_dropout, "
-            "or an engine that did not take the new weights",
-            self.step + 1,
-            difference,
-            limit,
-        )
+        warning = sampling_warning(self.step + 1, metrics, self.config)
+        if warning:
+            self._warned_of_sampling = True
+            _log.warning("%s", warning)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -460,23 +449,12 @@ class Trainer:
     def _ready(self) -> Learner:
         """Load the policy at first use: making a trainer stays cheap."""
         if self._learner is None:
-            config = self.config
-            spoken = self.agent.config
-            device, _ = resolve_device(spoken.device_map)
-            dtype = computing_dtype(config, device)
-            # what an attention falls back to, the agent has told
-            attention, _ = resolve_attention(
-                spoken.attn_implementation, device, resolve_dtype(dtype)
-            )
-            model = load_model(
-                spoken.model_name, dtype=dtype, device=device, attn_implementation=attention
-            )
-            check_model(model, config)
+            model, computed = load_policy_model(self.agent.config, self.config)
             self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
-            formats = {"bf16": dtype == "bfloat16", "fp16": dtype == "float16"}
-            policy = self._make_policy(model, config.model_copy(update=formats))
-            critic = make_critic(policy, config, spoken.model_name, self._value_function)
-            self._learner = make_learner(policy, config, critic, self._processes)
+            policy = self._make_policy(model, computed)
+            name = self.agent.config.model_name
+            critic = make_critic(policy, self.config, name, self._value_function)
+            self._learner = make_learner(policy, self.config, critic, self._processes)
             self._learner.reference_cache = {} if self.preferences else None
         return self._learner
 

@@ -1,16 +1,18 @@
 """What a trainer refuses: agents that cannot be trained, steps that hold nothing to train on.
 
-Owns these messages. Settings that contradict each other are `config.py`'s.
+Owns these messages, and the warning of a policy that speaks and is not the one that is trained.
+Settings that contradict each other are `config.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.exceptions import ConfigurationError, TrainingError
 from stateset_agents.training.batching import StepRows
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.demonstrations import Demonstration
 from stateset_agents.training.preferences import Preference
 
 
@@ -37,6 +39,17 @@ def check_agent(agent: MultiTurnAgent) -> None:
         )
     if problems:
         raise ConfigurationError(problems)
+
+
+def check_demonstrations(config: TrainingConfig, demonstrations: Sequence[Demonstration]) -> None:
+    """Raises:
+    ConfigurationError: a warm start that has nothing to imitate.
+    """
+    if config.warm_start_steps and not demonstrations:
+        raise ConfigurationError(
+            f"warm_start_steps={config.warm_start_steps} needs demonstrations, and none were "
+            "given: pass Trainer(demonstrations=...), or set warm_start_steps=0"
+        )
 
 
 def check_preferences(config: TrainingConfig, preferences: Sequence[Preference]) -> None:
@@ -66,4 +79,21 @@ def check_rows(rows: StepRows, config: TrainingConfig) -> None:
         f"every conversation of this step opens with more than "
         f"max_prompt_length={config.max_prompt_length} tokens, so none can be trained on: raise "
         "max_prompt_length, or shorten the system prompt and the scenarios' context"
+    )
+
+
+def sampling_warning(step: int, metrics: Mapping[str, float], config: TrainingConfig) -> str | None:
+    """What to tell of step `step` if the engine's log-probs are further from training's than
+    `sampling_difference_limit`, None otherwise.
+    """
+    difference = metrics.get("sampling_difference_mean", 0.0)
+    if difference <= config.sampling_difference_limit:
+        return None
+    return (
+        f"step {step}: the log-probs that the engine sampled with differ from training's by "
+        f"{difference:.3g} nats on the mean of the tokens; sampling_difference_limit is "
+        f"{config.sampling_difference_limit:.3g}. The policy that speaks is not the one that is "
+        "trained, and the gradient is biased as far as importance sampling does not correct it. "
+        "What usually causes it: torch_dtype of the agent and bf16 of the training that do not "
+        "match, lora_dropout, or an engine that did not take the new weights"
     )
