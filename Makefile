@@ -28,9 +28,10 @@ retrain: setup ## run the whole line: data, reward model, policy, evaluation, re
 	@$(BIN)/python -m flows.retrain
 
 test: setup-dev ## run the tests
-	@# one file stays on one worker; three of them on two cores, because many tests wait for servers;
-	@# one thread each: OpenMP's teams of several would wait for each other
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -m "not slow" --durations=12
+	@# one file stays on one worker, the longest first as tests/conftest.py orders them; three workers
+	@# on two cores, because many tests wait for servers; one thread each, OpenMP's teams would wait
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
+		-m "not slow" --durations=12
 
 test-slow: setup-dev ## run the tests that take minutes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow

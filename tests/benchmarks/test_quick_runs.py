@@ -11,7 +11,7 @@ from benchmarks.__main__ import BENCHMARKS, main
 from tests.tiny_model import make_tiny_model
 
 # These start a dozen processes that import torch, or TRL.
-SLOW = {"trl", "memory", "rollout", "scaling", "algorithms"}
+SLOW = {"trl", "memory", "limits", "rollout", "scaling", "algorithms"}
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,9 @@ def test_wandb_offline_keeps_the_run_on_this_machine(
         logger.log(1, {"reward/mean": 0.25})
         logger.log(2, {"reward/mean": 0.5})
 
+    import wandb
+
+    wandb.teardown()  # as when the process ends: until then its service may hold what it was told
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     kept = file.read_bytes()
     for part in (b"my-agent-training", b"mine", b"reward/mean", b"0.25", b"learning_rate"):
