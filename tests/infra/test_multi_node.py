@@ -67,14 +67,14 @@ def test_its_command_trains_one_policy_on_two_nodes(tiny_model_dir: Path, tmp_pa
     """Both nodes are this machine, with one process each; then both go on from a checkpoint."""
     config = {
         "agent": {"max_new_tokens": 8, "temperature": 1.0, "torch_dtype": "float32"},
-        "rewards": {"weights": {"learned": 0}},
+        "rewards": {"weights": {"rubric": 0, "helpfulness": 1, "conciseness": 1, "learned": 0}},
         "train": {
             "num_episodes": 8, "num_generations": 4, "gradient_accumulation_steps": 2,
             "use_lora": True, "bf16": False, "save_steps": 1, "logging_steps": 1,
         },
     }  # fmt: skip
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    lines = [json.dumps({"topic": "orders", **one}) for one in SCENARIOS]
+    lines = [json.dumps({"topic": "orders", "intent": "where", **one}) for one in SCENARIOS]
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def run_both() -> list[str]:
