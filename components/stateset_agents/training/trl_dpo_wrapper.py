@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.data.schemas import PreferencePair
 from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.training.algorithms import PairLoss
 from stateset_agents.training.config import TrainingConfig
-from stateset_agents.training.pair_losses import PairLoss
 from stateset_agents.training.trl_config import import_trl, pair_settings
 from stateset_agents.training.trl_models import (
     adapter_settings,
