@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.processes import Side
@@ -40,7 +41,7 @@ def measure(case: Case, plans: Mapping[str, Plan], *, warmup: int, steps: int) -
     Raises:
         RuntimeError: our own process ended.
     """
-    case.settings |= {side: plan.settings for side, plan in plans.items()}
+    case.settings |= {side: _told(plan.settings) for side, plan in plans.items()}
     case.settings |= {"warmup": warmup, "steps": steps}
     case.skipped |= {side: plan.missing for side, plan in plans.items() if plan.missing}
     with ExitStack() as running:
@@ -55,6 +56,13 @@ def measure(case: Case, plans: Mapping[str, Plan], *, warmup: int, steps: int) -
                     if round_number >= warmup:
                         case.samples.setdefault(name, []).append(sample)
     return case
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a result file says of them: a folder is another on each machine, its name is not."""
+    return {
+        name: Path(value).name if name == "folder" else value for name, value in settings.items()
+    }
 
 
 def _start(plan: Plan) -> Side:
