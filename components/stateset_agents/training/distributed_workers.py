@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -89,7 +90,9 @@ class Workers:
                 mine, theirs = context.Pipe(duplex=False)
                 seat = replace(first, rank=rank, local_rank=rank)
                 process = context.Process(
-                    target=_work, args=(seat, payload, theirs), name=f"training-{rank}"
+                    target=_work,
+                    args=(seat, payload, dict(os.environ), theirs),
+                    name=f"training-{rank}",
                 )
                 process.start()
                 theirs.close()
@@ -169,8 +172,11 @@ def _received(report: Connection) -> tuple[str, str]:
     return kind, text
 
 
-def _work(seat: Seat, payload: bytes, report: Connection) -> None:
+def _work(seat: Seat, payload: bytes, environment: Mapping[str, str], report: Connection) -> None:
     """The life of a process: take the order, train along, say why it ended."""
+    # a fork server keeps the variables of when it was started, maybe for something else
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         order: WorkOrder = pickle.loads(payload)
         trainer = order.trainer(**order.keywords, _seat=seat)
