@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "warmup_ratio": 0.0,
     "kl_coefficient": 0.0,
     "kl_sample_rows": 0,
-    "max_prompt_length": 8192,
+    "max_prompt_length": 8191,  # one position must be left for an answer
     "max_completion_length": 8192,
     "num_episodes": 10_000,
     "gradient_accumulation_steps": 1,
