@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.machine import BASE_MODEL
-from benchmarks.results import RESULTS, Result, write_table
+from benchmarks.results import RESULTS, Case, Result, write_table
 from benchmarks.run import Run
 
 # In the order in which they run; the first is what people ask about first.
@@ -39,11 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.only or BENCHMARKS:
         benchmark = importlib.import_module(BENCHMARKS[name])
         started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        cases = benchmark.run(Run(given.model.resolve(), given.quick))
-        seconds = time.perf_counter() - clock
-        result = Result(name, benchmark.SAYS, given.quick, cases, seconds, started)
-        sys.stdout.write(f"{result.write(given.results)} after {seconds:.0f} s\n")
-        sys.stdout.flush()
+        cases: list[Case] = []
+        for case in benchmark.run(Run(given.model.resolve(), given.quick)):
+            # written after each case: a later one that dies does not take the earlier ones with it
+            cases.append(case)
+            seconds = time.perf_counter() - clock
+            result = Result(name, benchmark.SAYS, given.quick, cases, seconds, started)
+            path = result.write(given.results)
+            sys.stdout.write(f"{path}: {case.name} after {seconds:.0f} s\n")
+            sys.stdout.flush()
     sys.stdout.write(f"{write_table(given.results)}\n")
 
 

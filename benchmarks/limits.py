@@ -6,6 +6,7 @@ the best matrix product in the model's dtype, and the fastest read and copy of m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.processes import Side
@@ -22,9 +23,10 @@ _OF_THE_UPDATE = ("update_flops_per_second", "product_flops_per_second")
 _OF_DECODING = ("decode_bytes_per_second", "memory_bytes_per_second")
 
 
-def run(settings: Run) -> list[Case]:
+def run(settings: Run) -> Iterator[Case]:
     """One case for each workload."""
-    return [_case(settings, workload) for workload in STEP_WORKLOADS]
+    for workload in STEP_WORKLOADS:
+        yield _case(settings, workload)
 
 
 def _case(settings: Run, workload: Workload) -> Case:

@@ -43,9 +43,10 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_revision() -> dict[str, Any]:
-    """The commit that was measured, and whether files differed from it."""
+    """The commit that was measured, and whether files differed from it (results do not count)."""
     commit = _git("rev-parse", "HEAD")
-    return {"commit": commit or None, "changed": bool(_git("status", "--porcelain", "-uno"))}
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results")
+    return {"commit": commit or None, "changed": bool(changed)}
 
 
 def _git(*arguments: str) -> str:

@@ -33,8 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "warmup_ratio": 0.0,
     "kl_coefficient": 0.0,
     "kl_sample_rows": 0,
-    "max_prompt_length": 8191,  # one position must be left for an answer
-    "max_completion_length": 8192,
     "num_episodes": 10_000,
     "gradient_accumulation_steps": 1,
 }
@@ -102,6 +100,9 @@ async def main() -> None:
     config = TrainingConfig(
         **{
             **DEFAULTS,
+            # nothing is cut off, and the model check sees no longer context than there is
+            "max_prompt_length": workload.prompt_tokens,
+            "max_completion_length": workload.conversation_tokens,
             "per_device_train_batch_size": workload.groups,
             "num_generations": workload.group,
             **settings.get("training", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,9 +48,10 @@ def missing_trl() -> str | None:
     return None if find_spec("trl") else "trl is not installed; install the extra `dev`"
 
 
-def run(settings: Run) -> list[Case]:
+def run(settings: Run) -> Iterator[Case]:
     """Every workload, each with the check that both sides compute the same loss."""
-    return [_case(settings, workload) for workload in (SINGLE_TURN, MULTI_TURN, PREFIX_HEAVY)]
+    for workload in (SINGLE_TURN, MULTI_TURN, PREFIX_HEAVY):
+        yield _case(settings, workload)
 
 
 def _case(settings: Run, workload: Workload) -> Case:
