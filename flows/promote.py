@@ -31,6 +31,8 @@ from stateset_agents.tracking.promotion import HistoryEntry
 from stateset_agents.tracking.registry import CHAMPION, describe_lineage
 from tasks import entry, paths
 
+_RESTART = "servers keep the version that they loaded when they started: restart them"
+
 
 @flow(name="promote", persist_result=False)
 def promote(version: str, reason: str) -> str:
@@ -111,9 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.lineage is not None:
             text = show_lineage(chosen.lineage or None)
         elif chosen.rollback:
-            text = rollback(chosen.reason)
+            text = f"{rollback(chosen.reason)}\n{_RESTART}"
         else:
-            text = promote(chosen.version, chosen.reason)
+            text = f"{promote(chosen.version, chosen.reason)}\n{_RESTART}"
     except StateSetError as error:
         entry.print_error(error)
         return 1

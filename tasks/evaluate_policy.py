@@ -49,7 +49,7 @@ from stateset_agents.evaluation.summary import (
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.rewards.build import build_reward
 from stateset_agents.run_config import RunConfig
-from stateset_agents.tracking.lineage import collect_lineage
+from stateset_agents.tracking.lineage import collect_lineage, fingerprint
 from stateset_agents.tracking.mlflow_run import RUN_LINK, start_run
 from stateset_agents.tracking.registry import (
     champion_version,
@@ -107,8 +107,9 @@ def run(config: RunConfig) -> None:
         policies = asyncio.run(_play_all(sources, scenarios, reward_function, config, advance))
         policies = _measure_fluency(policies, sources, config, advance)
         evaluation = summarise(policies, config.evaluate)
-        _write(evaluation, config.evaluate)
-        metrics = flat_metrics(evaluation)
+        # which weights these figures are of: registration refuses others
+        metrics = flat_metrics(evaluation) | {"policy.sha256": fingerprint(paths.POLICY)}
+        _write(evaluation, config.evaluate, metrics)
         tracked.log_metrics({k: v for k, v in metrics.items() if not isinstance(v, str)})
         tracked.log_artifact(paths.EVALUATION_REPORT, "evaluation")
         tracked.set_tags({"champion.version": evaluation.champion_version})
@@ -267,7 +268,9 @@ def _load(folder: Path, config: RunConfig) -> Any:
     )
 
 
-def _write(evaluation: Evaluation, config: EvaluationConfig) -> None:
+def _write(
+    evaluation: Evaluation, config: EvaluationConfig, metrics: Mapping[str, float | str]
+) -> None:
     """Write every file beside its place, then move all of them; metrics.json comes last."""
     page = render_report(
         evaluation,
@@ -280,7 +283,7 @@ def _write(evaluation: Evaluation, config: EvaluationConfig) -> None:
         "conversations.jsonl": "\n".join(lines) + "\n",
         "comparison.json": _json(comparison_document(evaluation)),
         "by_intent.json": _json(intent_rows(evaluation)),
-        "metrics.json": _json(flat_metrics(evaluation)),
+        "metrics.json": _json(metrics),
     }
     folder = paths.EVALUATION_REPORT
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,11 @@ def run(config: RunConfig) -> None:
     """Register; data/registration.json appears when the version is whole."""
     config = with_tuned(config)
     figures = read_figures()
+    if figures.get("policy.sha256") != fingerprint(paths.POLICY):
+        raise PipelineError(
+            f"{FIGURES} is not the evaluation of {paths.POLICY}, which was trained again since: "
+            "run the step evaluate_policy first"
+        )
     runs = _runs()
     tags = _origins(config.tracking, runs) | {f"run.{role}": one for role, one in runs.items()}
     tags |= {

@@ -175,6 +175,34 @@ def test_two_rollbacks_go_back_two_versions(registered: TrackingConfig) -> None:
     assert entries[3].why == "it promised refunds"
 
 
+def test_rolled_back_weights_come_back_by_a_persons_word_alone(registered: TrackingConfig) -> None:
+    client = open_client(registered)
+    for version, weights in (("1", "a"), ("2", "b"), ("3", "b"), ("4", "c")):
+        client.set_model_version_tag(
+            registered.registered_model, version, "weights.sha256", weights
+        )
+    against_1 = {**GOOD, "champion.version": "1"}
+    promote(registered, PromoteConfig(), "1", GOOD)
+    assert promote(registered, PromoteConfig(), "2", against_1).promoted
+    roll_back(registered, "it insults customers")
+
+    for version in ("2", "3"):  # 3 is the same weights, registered once more
+        again = promote(registered, PromoteConfig(), version, against_1)
+        assert not again.promoted
+        (reason,) = again.reasons
+        assert "were rolled back as version 2" in reason
+        assert "it insults customers" in reason
+        assert champion_version(registered) == "1"
+    assert promote(registered, PromoteConfig(), "4", against_1).promoted  # other weights
+
+    set_champion(registered, "2", "the complaint was about another shop")
+    roll_back(registered)  # to 4, so 2 is rejected again
+    assert champion_version(registered) == "4"
+    assert not promote(registered, PromoteConfig(), "3", {**GOOD, "champion.version": "4"}).promoted
+    set_champion(registered, "3", "really")
+    assert champion_version(registered) == "3"
+
+
 def test_a_champion_set_by_hand_needs_a_reason(registered: TrackingConfig) -> None:
     with pytest.raises(RegistryError, match="needs a reason"):
         set_champion(registered, "2", "  ")

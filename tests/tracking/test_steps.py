@@ -35,7 +35,8 @@ def project(
     paths.POLICY.parent.mkdir()
     shutil.copytree(tiny_model_dir, paths.POLICY)
     paths.EVALUATION_REPORT.mkdir(parents=True)
-    (paths.EVALUATION_REPORT / "metrics.json").write_text(json.dumps(GOOD))
+    figures = {**GOOD, "policy.sha256": fingerprint(paths.POLICY)}
+    (paths.EVALUATION_REPORT / "metrics.json").write_text(json.dumps(figures))
     (paths.EVALUATION_REPORT / "report.html").write_text("<p>")
     origins = {"git.revision": "abc", "data.scenarios.sha256": "as trained on"}
     with start_run(tracking, "train_policy", origins, params={"seed": 5}) as run:
@@ -83,7 +84,7 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     # figures that came after the registration are another policy's
     figures = paths.EVALUATION_REPORT / "metrics.json"
     as_they_were = figures.read_text()
-    figures.write_text(json.dumps({**GOOD, "reward.challenger": 0.8}))
+    figures.write_text(json.dumps({**json.loads(as_they_were), "reward.challenger": 0.8}))
     with pytest.raises(PipelineError, match="is not the evaluation of version 1, which"):
         promote_model.run(project)
     figures.write_text(as_they_were)
@@ -99,6 +100,16 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     )
     assert "and the champion is 1 now: evaluate again" in promotion["reasons"][0]
     assert champion_version(project.tracking) == "1"
+
+
+def test_a_policy_that_was_trained_again_is_not_registered_on_the_old_ones_figures(
+    project: RunConfig,
+) -> None:
+    settings = paths.POLICY / "generation_settings.json"
+    settings.write_text('{"temperature": 0.1}')
+    with pytest.raises(PipelineError, match=r"which was trained again since: run the step eval"):
+        register_model.run(project)
+    assert not paths.REGISTRATION.exists()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,6 +142,46 @@ def champion_gate(compared_with: str | None, champion: str | None) -> GateResult
     return GateResult("champion_unchanged", same, None, None, sentence)
 
 
+def not_rolled_back_gate(
+    entries: Sequence[HistoryEntry],
+    champion: str | None,
+    weights: str,
+    weights_of: Callable[[str], str | None],
+) -> GateResult:
+    """What a person took out of service comes back by a person's word alone, under any number.
+
+    Args:
+        entries: the history, oldest first.
+        champion: the version in service.
+        weights: the challenger's `weights.sha256`.
+        weights_of: that of another version; None where it is gone or was never noted.
+    """
+    name = "not_rolled_back"
+    for version, entry in rolled_back(entries, champion).items():
+        if weights and weights_of(version) == weights:
+            sentence = (
+                f"the same weights were rolled back as version {version} ({entry.when}, by "
+                f"{entry.who}: {entry.why}); `python -m flows.promote --version N --reason ...` "
+                "puts them into service all the same"
+            )
+            return GateResult(name, False, None, None, sentence)
+    return GateResult(name, True, None, None, "these weights were never rolled back")
+
+
+def rolled_back(entries: Sequence[HistoryEntry], champion: str | None) -> dict[str, HistoryEntry]:
+    """The versions that a rollback took out of service and nobody put back, and that rollback."""
+    rejected: dict[str, HistoryEntry] = {}
+    afterwards = [*(entry.from_version for entry in entries[1:]), champion]
+    for entry, really in zip(entries, afterwards, strict=False):
+        if really == entry.from_version:
+            continue  # a move that was never made
+        if entry.action == "rollback" and entry.from_version is not None:
+            rejected[entry.from_version] = entry
+        if entry.to_version is not None:
+            rejected.pop(entry.to_version, None)
+    return rejected
+
+
 def compared_champion(figures: Figures) -> str | None:
     """The champion's version that the evaluation compared with; None = there was none."""
     version = str(figures.get("champion.version", NO_CHAMPION))
@@ -229,15 +269,22 @@ def promote(
     """
     client = open_client(tracking)
     name = tracking.registered_model
-    find_version(tracking, f"models:/{name}/{version}")
+    challenger = find_version(tracking, f"models:/{name}/{version}")
     with promotion_lock(client, tracking, config.lock_seconds):
         champion = alias_version(client, name, CHAMPION)
+        entries = read_history(client, name)
         if champion == version:
             # promoted before, by a run that ended before it could say so
-            previous = previous_champion(read_history(client, name), champion)
+            previous = previous_champion(entries, champion)
             return PromotionOutcome(True, version, champion, previous, (_ALREADY,), ())
         gates = (
             champion_gate(compared_champion(figures), champion),
+            not_rolled_back_gate(
+                entries,
+                champion,
+                challenger.tags.get("weights.sha256", ""),
+                lambda other: _weights_of(client, name, other),
+            ),
             *evaluate_gates(figures, config),
         )
         refused = [gate.sentence for gate in gates if not gate.passed]
@@ -372,6 +419,18 @@ def _move(
             f"MLflow refuses to make version {version} champion: {error}"
         ) from error
     return entry
+
+
+def _weights_of(client: MlflowClient, name: str, version: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags: dict[str, str] = client.get_model_version(name, version).tags
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None  # deleted since
+        raise RegistryError(f"MLflow cannot read version {version} of {name}: {error}") from error
+    return tags.get("weights.sha256")
 
 
 def _model_tags(client: MlflowClient, name: str) -> dict[str, str]:
