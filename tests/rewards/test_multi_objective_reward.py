@@ -63,13 +63,13 @@ async def test_normalize_scales_by_the_range_and_cuts_at_its_ends() -> None:
         assert await value(raw) == pytest.approx(given)
 
 
-async def test_turns_follow_the_formula_over_the_objectives_that_tell_them_apart() -> None:
+async def test_an_objective_without_turns_counts_whole_at_each_of_them() -> None:
     first = RewardResult(0.5, turn_scores=[1.0, 0.0])
     second = RewardResult(0.5, turn_scores=[0.5, 0.5])
     for aggregation, expected in (
-        ("weighted_sum", [0.625, 0.375]),
-        ("min", [0.5, 0.0]),
-        ("product", [0.5**0.75, 0.0]),
+        ("weighted_sum", [(1 + 3 * 0.5 + 4 * 0.1) / 8, (3 * 0.5 + 4 * 0.1) / 8]),
+        ("min", [0.1, 0.0]),
+        ("product", [0.5 ** (3 / 8) * 0.1 ** (4 / 8), 0.0]),
     ):
         reward = of((first, 1.0), (second, 3.0), (0.1, 4.0), aggregation=aggregation)
         result = await score(reward, conversation(*GOOD))

@@ -58,10 +58,11 @@ async def test_a_name_that_occurs_twice_is_numbered() -> None:
 async def test_turn_scores_follow_the_same_formula() -> None:
     first = Constant(RewardResult(0.5, turn_scores=[1.0, 0.0]), 1, "first")
     second = Constant(RewardResult(0.5, turn_scores=[0.0, 0.5]), 3, "second")
-    whole = Constant(1.0, 4, "whole")  # cannot tell turns apart: left out of them
+    whole = Constant(1.0, 4, "whole")  # cannot tell turns apart: the same at each of them
     gate = Constant(RewardResult(0.5, turn_scores=[0.5, 1.0]), 1, "gate")
     result = await score(CompositeReward([first, second, whole], [gate]), conversation(*GOOD))
-    assert result.turn_scores == pytest.approx([0.25 * 0.5, 0.375])
+    told = (1.0 * 1 + 0.0 * 3 + 1.0 * 4) / 8, (0.0 * 1 + 0.5 * 3 + 1.0 * 4) / 8
+    assert result.turn_scores == pytest.approx([told[0] * 0.5, told[1]])
     assert (await score(CompositeReward([whole], [gate]), [])).turn_scores is None
 
 

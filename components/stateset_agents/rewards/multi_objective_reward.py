@@ -138,8 +138,11 @@ class MultiObjectiveReward(RewardFunction):
         }
         if len(lengths) != 1:
             return None
+        # as in CompositeReward: an objective of the whole conversation counts at every turn
         return [
-            self._formula([None if p.turn_scores is None else p.turn_scores[turn] for p in parts])
+            self._formula(
+                [p.score if p.turn_scores is None else p.turn_scores[turn] for p in parts]
+            )
             for turn in range(lengths.pop())
         ]
 

@@ -109,8 +109,12 @@ class CompositeReward(RewardFunction):
         summands = parts[: len(self.rewards)]
         if len(lengths) != 1 or all(part.turn_scores is None for part in summands):
             return None
+        # A part that judges conversations alone counts with that score at every turn: left out,
+        # it would be paid for, compared and promoted by, and never trained on.
         return [
-            self._formula([None if p.turn_scores is None else p.turn_scores[turn] for p in parts])
+            self._formula(
+                [p.score if p.turn_scores is None else p.turn_scores[turn] for p in parts]
+            )
             for turn in range(lengths.pop())
         ]
 
