@@ -139,6 +139,17 @@ async def test_what_does_not_pass_is_not_asked_again(status: int, told: str) -> 
         assert len(server.bodies) == 1
 
 
+async def test_one_conversation_that_the_server_refuses_can_be_skipped() -> None:
+    """Too long, or filtered: a policy can provoke that, and it must not end the run."""
+    refused = (400, "maximum context length is 8192 tokens", {})
+    silent = (200, json.dumps({"choices": [{"message": {"content": None}}]}), {})
+    with judge_server(lambda n, body: (FINE, refused, silent, silent, silent)[n]) as server:
+        reward = judge(server, on_failure="skip")
+        told = [await score(reward, conversation(f"answer {n}")) for n in range(3)]
+    assert [math.isnan(one.score) for one in told] == [False, True, True]
+    assert "context length" in told[1].metadata["reason"]
+
+
 async def test_a_server_that_is_not_there_or_too_slow_is_told() -> None:
     with (
         judge_server(lambda n, body: FINE, delay_seconds=0.3) as server,

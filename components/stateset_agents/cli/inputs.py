@@ -17,7 +17,7 @@ from stateset_agents.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from stateset_agents.data.config import DataConfig
     from stateset_agents.data.schemas import PreferencePair, Scenario
-    from stateset_agents.rewards.config import RewardsConfig
+    from stateset_agents.rewards.config import RewardsConfig, RewardWeights
     from stateset_agents.run_config import RunConfig
     from stateset_agents.tracking.config import BaseModelConfig
 
@@ -96,23 +96,31 @@ def find_reward_model(rewards: RewardsConfig) -> Path | None:
     return REWARD_MODEL
 
 
-def without_learned(rewards: RewardsConfig) -> RewardsConfig:
-    """The same rewards as far as they need no model; a notice says what is left out.
+def without_models(rewards: RewardsConfig) -> RewardsConfig:
+    """The same rewards as far as they need no model, here or behind an endpoint that costs money; a
+    notice says what is left out.
 
     Raises:
         ConfigurationError: nothing is left.
     """
     weights = rewards.weights
-    if not weights.learned:
+    left_out = {part: weight for part, weight in _of_models(weights).items() if weight}
+    if not left_out:
         return rewards
-    others = [weights.rubric, weights.helpfulness, weights.conciseness]
-    if not any(others):
+    names = " and ".join(f"`{part}`" for part in left_out)
+    if not any(weight for part, weight in weights if part not in left_out):
         raise ConfigurationError(
-            "rewards.weights has no part but `learned`, which needs a model: give another part a "
+            f"rewards.weights has no part but {names}, which needs a model: give another part a "
             "weight above 0"
         )
-    notice(f"without its learned part (weight {weights.learned}), which needs a model")
-    return rewards.model_copy(update={"weights": weights.model_copy(update={"learned": 0.0})})
+    for part, weight in left_out.items():
+        notice(f"without its part {part} (weight {weight}), which needs a model")
+    without = weights.model_copy(update=dict.fromkeys(left_out, 0.0))
+    return rewards.model_copy(update={"weights": without})
+
+
+def _of_models(weights: RewardWeights) -> dict[str, float]:
+    return {"learned": weights.learned, "judge": weights.judge}
 
 
 def _holds(folder: Path, wanted: BaseModelConfig) -> bool:

@@ -176,7 +176,7 @@ def _trainer(settings: RunConfig) -> Trainer:
 
 
 def _rehearsal(settings: RunConfig) -> Rehearsal:
-    from stateset_agents.cli.inputs import read_pairs, read_scenarios, without_learned
+    from stateset_agents.cli.inputs import read_pairs, read_scenarios, without_models
     from stateset_agents.data.scenario_set import make_environment, to_train_on
     from stateset_agents.rewards.build import build_reward
     from stateset_agents.training.rehearsal import Rehearsal
@@ -184,7 +184,7 @@ def _rehearsal(settings: RunConfig) -> Rehearsal:
     scenarios = to_train_on(read_scenarios(settings.scenarios))
     if settings.train.warm_start_steps:
         read_pairs(settings.scenarios)  # what is wrong with them is told here as well
-    reward = build_reward(without_learned(settings.rewards))
+    reward = build_reward(without_models(settings.rewards))
     return Rehearsal(make_environment(scenarios), reward, settings.train, settings.agent)
 
 

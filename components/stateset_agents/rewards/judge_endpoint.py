@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _MAY_PASS = frozenset((408, 409, 425, 429, 500, 502, 503, 504, 529))
+# From a server that has answered before: it does not take this conversation, which is too long for
+# it or which its filter refuses. As the first answer of all, the settings are wrong.
+_OF_THIS_CONVERSATION = frozenset((400, 413, 422))
 _LONGEST_WAIT = 60.0  # seconds
 _CHARACTERS_PER_TOKEN = 3.0  # fewer than there are in English: an estimate that is not too low
 _SHOWN = 300
@@ -188,6 +191,7 @@ class ChatEndpoint:
         secure = base_url.startswith("https://")
         self._verify = httpx.create_ssl_context() if secure else False
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._has_answered = False
         self._timeout_seconds = timeout_seconds
         self._backoff_seconds = backoff_seconds
         self._max_concurrency = max_concurrency
@@ -216,7 +220,7 @@ class ChatEndpoint:
             wait = self._backoff_seconds
             for attempt in range(self.max_retries + 1):
                 outcome = await self._send(client, body)
-                if isinstance(outcome, Reply):
+                if not isinstance(outcome, _MayPass):
                     return outcome
                 if attempt < self.max_retries:
                     told = outcome.retry_after
@@ -230,7 +234,9 @@ class ChatEndpoint:
             "can be raised"
         )
 
-    async def _send(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Reply | _MayPass:
+    async def _send(
+        self, client: httpx.AsyncClient, body: dict[str, Any]
+    ) -> Reply | NoReply | _MayPass:
         import httpx
 
         reserved = self._most(body)
@@ -243,9 +249,12 @@ class ChatEndpoint:
                     f"{self.url} answered {response.status_code} ({_shorten(response.text)})",
                     _seconds(response.headers.get("retry-after")),
                 )
+            if self._has_answered and response.status_code in _OF_THIS_CONVERSATION:
+                return NoReply(_refusal(self.url, response.status_code, response.text, body))
             if response.status_code != 200:
                 raise RewardError(_refusal(self.url, response.status_code, response.text, body))
             reply = self._read(response.text, body)
+            self._has_answered = True
             return reply
         except httpx.TimeoutException:
             return _MayPass(f"{self.url} did not answer within {self._timeout_seconds:g} s")
@@ -258,6 +267,8 @@ class ChatEndpoint:
         try:
             given = json.loads(text)
             content = given["choices"][0]["message"]["content"]
+            if content is None:  # a refusal, a filter, or thoughts that took all of max_tokens
+                content = ""
             if not isinstance(content, str):
                 raise TypeError(f"content is {content!r}")
             usage = given.get("usage") or {}
