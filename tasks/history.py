@@ -59,7 +59,13 @@ def read(root: Path) -> list[StepRecord]:
     if not path.is_file():
         return []
     lines = path.read_text("utf-8").splitlines()
-    return [StepRecord(**json.loads(line)) for line in lines if line.endswith("}")]
+    records = []
+    for line in lines:
+        try:
+            records.append(StepRecord(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return records
 
 
 def last(root: Path, step: str, *, since: float) -> StepRecord | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
-from pydantic._internal._model_construction import ModelMetaclass
 
 from stateset_agents.exceptions import ConfigurationError
 
@@ -29,7 +28,7 @@ class Problem:
         return f"{key}: {self.text}" if key else self.text
 
 
-class _SettingsMeta(ModelMetaclass):
+class _SettingsMeta(type(BaseModel)):  # type: ignore[misc]
     # Constructing in Python raises the package's own error. Not done by an `__init__`: pydantic
     # would call that for nested sections too, and the path of keys to a problem would be lost.
     def __call__(cls, *args: Any, **values: Any) -> Any:

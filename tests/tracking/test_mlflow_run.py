@@ -12,7 +12,7 @@ import pytest
 
 from stateset_agents.exceptions import CheckpointError, RegistryError
 from stateset_agents.tracking.config import TrackingConfig
-from stateset_agents.tracking.mlflow_run import open_client, read_link, shown, start_run
+from stateset_agents.tracking.mlflow_run import TrackedRun, open_client, read_link, shown, start_run
 
 
 def test_a_run_keeps_tags_parameters_numbers_and_files(
@@ -161,6 +161,14 @@ def test_a_password_is_never_shown(tmp_path: Path) -> None:
     assert shown("postgresql://me:pa@host:5432/db") == "postgresql://me:***@host:5432/db"
     assert shown("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
     link = tmp_path / "link.json"
-    assert not link.exists()
+    client = open_client(TrackingConfig(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    run = TrackedRun(client, "abc", "1", "http://me:pa@host:5000/mlflow/")
+    run.write_link(link)
+    assert json.loads(link.read_text()) == {
+        "run_id": "abc",
+        "experiment_id": "1",
+        "tracking_uri": "http://me:***@host:5000/mlflow/",
+        "url": "http://host:5000/mlflow/#/experiments/1/runs/abc",
+    }
     link.write_text(json.dumps({"run_id": "abc"}))
     assert read_link(link) == "abc"

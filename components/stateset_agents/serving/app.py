@@ -80,7 +80,9 @@ def _check_key(request: Request) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # as bytes and in constant time: how long a comparison takes must not tell how much was right
-    matches = hmac.compare_digest(given.strip().encode(), expected.strip().encode())
+    # (headers come decoded as Latin-1; a key of other letters was sent as UTF-8)
+    sent = given.strip().encode("latin-1", "replace")
+    matches = hmac.compare_digest(sent, expected.strip().encode())
     if scheme.lower() != "bearer" or not matches:
         message = "a valid API key is needed: send the header `Authorization: Bearer KEY`"
         raise RequestError(401, message, code="invalid_api_key")

@@ -143,8 +143,10 @@ class ServedModel:
             logger.error("a request failed while it was answered: %s", error)
             yield event(error_body(str(error), "server_error"))
         finally:
-            await pieces.aclose()
-            agent.release(recorder.conversation_id)
+            try:
+                await pieces.aclose()
+            finally:
+                agent.release(recorder.conversation_id)
 
     def _head(self, conversation: str, kind: str) -> dict[str, Any]:
         return {

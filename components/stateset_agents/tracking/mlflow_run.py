@@ -184,7 +184,9 @@ class TrackedRun:
         """
         if not self.tracking_uri.startswith(("http://", "https://")):
             return None
-        base = self.tracking_uri.rstrip("/")
+        parts = urlsplit(self.tracking_uri.rstrip("/"))
+        # the page's address goes into files, reports and terminals; a name and password do not
+        base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     def write_link(self, path: Path) -> None:
