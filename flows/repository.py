@@ -123,9 +123,15 @@ def _bring_back_outputs(root: Path, step: str) -> None:
 
 
 def _explain(root: Path, step: str, started: float, error: Exception) -> PipelineError:
+    from dvc.dependency.param import MissingParamsError
     from dvc.stage.exceptions import StageCmdFailedError
 
     cause = error.__cause__ or error
+    if isinstance(cause, MissingParamsError):
+        return PipelineError(
+            f"step {step} cannot run: {cause} DVC watches every section by its name, so each has "
+            "to be there: write `NAME: {}` for a section's defaults"
+        )
     if not isinstance(cause, StageCmdFailedError):
         return PipelineError(f"step {step} cannot run: {cause}")
     record = history.last(root, step, since=started)

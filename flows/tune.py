@@ -76,7 +76,7 @@ def tune(force: bool = False) -> StepOutcome:
     events.unlink(missing_ok=True)
     step = next(one for one in STEPS if one.name == "tune")
     with get_client(sync_client=True) as client:
-        trials = _Trials(client, UUID(str(flow_run.id)), events)
+        trials = TrialRuns(client, UUID(str(flow_run.id)), events)
         running = as_task(step).submit(root, step.name, force)
         while not running.state.is_final():
             trials.look()
@@ -88,7 +88,7 @@ def tune(force: bool = False) -> StepOutcome:
     return outcome
 
 
-class _Trials:
+class TrialRuns:
     """Flow runs made of the lines that the step's processes write."""
 
     def __init__(self, client: SyncPrefectClient, parent: UUID, events: Path) -> None:
@@ -111,6 +111,11 @@ class _Trials:
                 self._begin(**event)
             else:
                 self._end(**event)
+
+    def end_open(self) -> None:
+        """Say of those that have begun and not ended that they crashed."""
+        for name in list(self._runs):
+            self._end(name, "crashed", {}, "")
 
     def _begin(self, name: str, **parameters: Any) -> None:
         # One that is taken up again after its process died is another run: the first one crashed.
@@ -137,7 +142,7 @@ class _Trials:
             "failed": lambda: Failed(message=reason),
         }.get(state, lambda: Crashed(message="it was interrupted"))()
         if name in self._runs:
-            self._set(self._runs[name], final)
+            self._set(self._runs.pop(name), final)
 
     def _set(self, run: UUID, state: State) -> None:
         self._client.set_flow_run_state(run, state, force=True)

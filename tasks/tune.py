@@ -10,14 +10,13 @@ searched for.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
@@ -26,6 +25,7 @@ from tasks.folders import in_place
 from tasks.tuned import write_tuned
 
 if TYPE_CHECKING:
+    from stateset_agents.tracking.config import TrackingConfig
     from stateset_agents.tracking.mlflow_run import TrackedRun
     from stateset_agents.training.hpo.search import Search
     from stateset_agents.training.hpo.summary import HPOSummary
@@ -37,6 +37,9 @@ MAY_CHANGE = {
     *("n_trials", "n_workers", "storage", "time_limit_seconds", "confirm_top", "confirm_seeds"),
     *("start_with", "start_from_study", "start_from_champion"),
 }
+
+# Under which a study says what its own MLflow run is, to workers elsewhere.
+MLFLOW_RUN = "mlflow_run"
 
 VALIDATION = paths.VALIDATED / "validation.jsonl"
 
@@ -73,12 +76,14 @@ def _search(config: RunConfig) -> None:
         resume_run_id=read_link(link),
     ) as tracked:
         tracked.write_link(link)
+        search.open().note(MLFLOW_RUN, tracked.run_id)
         summary = asyncio.run(run_search(_observed(search, config, tracked)))
         _write(search, summary, tracked)
 
 
-def make_search_of(config: RunConfig) -> Search:
-    """The search that params.yaml asks for, with its study begun or found.
+def make_search_of(config: RunConfig, *, begin: bool = True) -> Search:
+    """The search that params.yaml asks for, with its study begun or found; without `begin` it has
+    to be there.
 
     Raises:
         PipelineError: an input is missing.
@@ -126,28 +131,34 @@ def make_search_of(config: RunConfig) -> Search:
         asked = settings.model_dump(exclude=MAY_CHANGE)
         name = f"tune-{digest([decisive, asked])}"
         settings = settings.model_copy(update={"study_name": name})
-    points = _points_of_champion(config) if settings.start_from_champion else []
-    return make_search(settings, runner, definition=definition, points=points)
+    wants_champion = begin and settings.start_from_champion
+    points = points_of_champion(config.tracking) if wants_champion else []
+    return make_search(settings, runner, definition=definition, points=points, begin=begin)
 
 
-def _points_of_champion(config: RunConfig) -> list[dict[str, Any]]:
+def points_of_champion(tracking: TrackingConfig) -> list[dict[str, Any]]:
     """What the version in service was trained with; nothing where none is."""
     from stateset_agents.tracking.registry import champion_version, describe_lineage
 
-    if champion_version(config.tracking) is None:
+    if champion_version(tracking) is None:
         return []
-    run = describe_lineage(config.tracking, "champion")["runs"].get("train", {})
-    # by section and name, written as text: train.learning_rate: "0.0005"
-    values = {name.partition(".")[2]: text for name, text in run.get("params", {}).items()}
-    values |= {"clip_range": values.get("clip_range_left", "null")}
-    return [{name: yaml.safe_load(text) for name, text in values.items() if _is_scalar(text)}]
+    champion = f"models:/{tracking.registered_model}@champion"
+    run = describe_lineage(tracking, champion)["runs"].get("train", {})
+    # by section and name, as Python writes values: train.learning_rate is "5e-05"
+    point = {
+        name.partition(".")[2]: _value(text)
+        for name, text in run.get("params", {}).items()
+        if name.startswith(("train.", "agent."))
+    }
+    left, right = point.get("clip_range_left"), point.get("clip_range_right")
+    return [{**point, "clip_range": left} if left == right else point]
 
 
-def _is_scalar(text: str) -> bool:
+def _value(text: str) -> Any:
     try:
-        return isinstance(yaml.safe_load(text), bool | int | float | str | None)
-    except yaml.YAMLError:
-        return False
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _observed(search: Search, config: RunConfig, tracked: TrackedRun) -> Search:

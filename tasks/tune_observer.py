@@ -30,6 +30,7 @@ class TrialsOnRecord:
     Attributes:
         tracking: where runs are kept.
         parent_run_id: the study's run.
+        events: the file of lines.
         folder: of this study's links to its trials' runs, so that a trial that is taken up again
             goes on with its run.
     """
@@ -37,6 +38,7 @@ class TrialsOnRecord:
     tracking: TrackingConfig
     parent_run_id: str
     folder: Path
+    events: Path = paths.TUNE_EVENTS
 
     @contextlib.contextmanager
     def trial(self, started: StartedTrial) -> Iterator[_TrialOnRecord]:
@@ -53,6 +55,7 @@ class TrialsOnRecord:
         ) as tracked:
             tracked.write_link(link)
             tell(
+                self.events,
                 "begin",
                 study=self.folder.name,
                 name=name,
@@ -60,13 +63,15 @@ class TrialsOnRecord:
                 params=started.params,
                 mlflow_run=tracked.run_id,
             )
-            log = _TrialOnRecord(name, tracked, tracked.metric_logger(every=STEPS_SENT_TOGETHER))
+            log = _TrialOnRecord(
+                name, tracked, tracked.metric_logger(every=STEPS_SENT_TOGETHER), self.events
+            )
             try:
                 yield log
             finally:
                 log.logger.close()
                 if not log.has_ended:
-                    tell("end", name=name, state="crashed", measures={}, reason="")
+                    tell(self.events, "end", name=name, state="crashed", measures={}, reason="")
 
 
 @dataclass
@@ -74,6 +79,7 @@ class _TrialOnRecord:
     name: str
     tracked: TrackedRun
     logger: MlflowLogger
+    events: Path
     has_ended: bool = False
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -86,6 +92,7 @@ class _TrialOnRecord:
         self.tracked.log_metrics({f"final/{name}": v for name, v in record.measures.items()})
         self.tracked.set_tags({"state": record.state, "reason": record.reason})
         tell(
+            self.events,
             "end",
             name=self.name,
             state=record.state,
@@ -94,9 +101,9 @@ class _TrialOnRecord:
         )
 
 
-def tell(event: str, **values: Any) -> None:
+def tell(events: Path, event: str, **values: Any) -> None:
     """One more line; written in one go, so that lines of several processes stay whole."""
-    paths.TUNE_EVENTS.parent.mkdir(parents=True, exist_ok=True)
+    events.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps({"event": event, **values}, default=str) + "\n"
-    with paths.TUNE_EVENTS.open("ab", buffering=0) as file:
+    with events.open("ab", buffering=0) as file:
         file.write(line.encode())

@@ -184,7 +184,7 @@ def wait_until(is_done: Callable[[], bool], log: Path, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def test_the_worker_makes_the_pool_and_deploys_both_deployments(
+def test_the_worker_makes_the_pool_and_deploys_every_deployment(
     worker_folder: Path, prefect_server: str
 ) -> None:
     with SyncPrefectClient(prefect_server) as client:
@@ -193,6 +193,7 @@ def test_the_worker_makes_the_pool_and_deploys_both_deployments(
     assert {one.name: one.work_pool_name for one in found} == {
         "nightly": "retraining",
         "on-new-data": "retraining",
+        "tune-worker": "retraining",
     }
     # a run works in the checkout that the worker was started in
     step = "prefect.deployments.steps.set_working_directory"

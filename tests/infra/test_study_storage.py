@@ -54,6 +54,14 @@ def test_sqlite_is_refused_with_what_to_use_instead() -> None:
         open_storage("sqlite:///study.db")
 
 
+def test_a_file_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    other = tmp_path / "notes.txt"
+    other.write_text("no journal\n")
+    with pytest.raises(ConfigurationError, match="is no journal of studies"):
+        open_storage(str(other))
+    assert other.read_text() == "no journal\n"
+
+
 def test_a_database_that_does_not_answer_is_one_clear_error() -> None:
     address = f"postgresql+psycopg2://stateset:hidden@127.0.0.1:{free_port()}/optuna"
     with pytest.raises(ConfigurationError, match="cannot be opened") as caught:

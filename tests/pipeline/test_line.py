@@ -328,7 +328,7 @@ def test_a_search_is_a_flow_below_with_a_run_for_each_trial(line: Path, api: str
     assert yaml.safe_load((line / "data/tuned.yaml").read_text())["train"] == {}
 
 
-def test_both_deployments_run_one_at_a_time_and_let_the_next_one_wait(api: str) -> None:
+def test_both_retrainings_run_one_at_a_time_and_let_the_next_one_wait(api: str) -> None:
     with SyncPrefectClient(api) as client:
         for name in ("nightly", "on-new-data"):
             deployment = client.read_deployment_by_name(f"retrain/{name}")

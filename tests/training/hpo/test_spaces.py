@@ -176,6 +176,11 @@ def trained(tiny_model_dir: Path) -> Any:
     return run
 
 
+def test_the_same_parameters_train_the_same_weights(trained: Any) -> None:
+    # else the differences below would say nothing: noise, or a weight that is no number
+    assert trained(learning_rate=0.03) == trained()
+
+
 @pytest.mark.parametrize("name", sorted(AXES))
 def test_every_parameter_of_every_space_changes_what_is_trained(name: str, trained: Any) -> None:
     value = _VALUES.get(name, parse_space({name: AXES[name]})[name].extremes[-1])

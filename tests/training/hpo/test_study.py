@@ -44,6 +44,17 @@ def test_a_sampler_that_learns_chooses_otherwise_than_one_that_does_not(tmp_path
     assert found[0][10:] != found[1][10:]
 
 
+def test_it_learns_from_the_startup_trials_on(tmp_path: Path) -> None:
+    found = []
+    for startup in (3, 6):
+        plan = make_plan(f"after {startup}", startup_trials=startup, n_trials=6)
+        work(str(tmp_path / "journal"), plan)
+        records = StoredStudy(str(tmp_path / "journal"), plan).records()
+        found.append([one.params["temperature"] for one in records])
+    assert found[0][:3] == found[1][:3]
+    assert not set(found[0][3:]) & set(found[1][3:])
+
+
 def test_a_living_workers_trial_is_nobody_elses(tmp_path: Path) -> None:
     plan = make_plan(n_trials=2)
     address = str(tmp_path / "journal")

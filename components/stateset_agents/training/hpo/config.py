@@ -42,6 +42,8 @@ class SearchSettings(Settings):
     sampler: SamplerName = "tpe"
     """How parameters are chosen: from what earlier trials taught (`tpe`, Bergstra et al. 2011), or
     blindly (`random`)."""
+    startup_trials: int = Field(default=10, ge=1)
+    """So many ended trials before `tpe` learns from them; until then it chooses blindly."""
 
     pruning: bool | None = None
     """End a trial early whose training rewards fall behind those of earlier ones. None: yes, with

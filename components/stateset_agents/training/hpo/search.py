@@ -32,7 +32,7 @@ from stateset_agents.exceptions import (
 from stateset_agents.training.hpo import claims
 from stateset_agents.training.hpo.config import REWARD, SearchSettings, points_within
 from stateset_agents.training.hpo.spaces import Parameter, check_space_fits
-from stateset_agents.training.hpo.study import StoredStudy, StudyPlan, best_points
+from stateset_agents.training.hpo.study import StoredStudy, StudyPlan, best_points, require_study
 from stateset_agents.training.hpo.summary import (
     BASE,
     Confirmation,
@@ -156,6 +156,7 @@ class Search:
             settings.pruner if settings.prunes else None,
             settings.pruning_warmup_steps,
             self.runner.config.total_steps,
+            settings.startup_trials,
         )
 
 
@@ -166,10 +167,12 @@ def make_search(
     definition: Mapping[str, str] | None = None,
     observer: Observer | None = None,
     points: Sequence[Mapping[str, Any]] = (),
+    begin: bool = True,
 ) -> Search:
     """Check all that can be known before the first trial, and begin the study or find it.
 
-    `points` are tried after `settings.start_with`, as far as they lie in the space.
+    `points` are tried after `settings.start_with`, as far as they lie in the space. Without
+    `begin` the study has to be there, and no point is added to it.
 
     Raises:
         ConfigurationError: a space that does not fit the base settings, a storage that cannot be
@@ -177,6 +180,12 @@ def make_search(
     """
     for warning in check_space_fits(settings.space, runner.config, runner.agent.config):
         _log.warning("%s", warning)
+    if not begin:
+        name = settings.study_name or ""
+        require_study(settings.storage, name)
+        search = Search(settings, runner, name, (), definition or {}, observer)
+        search.open()
+        return search
     earlier: list[dict[str, Any]] = []
     if settings.start_from_study is not None:
         earlier = best_points(settings.storage, settings.start_from_study, POINTS_OF_A_STUDY)

@@ -6,6 +6,7 @@ create one SQLite study at once crash; a journal does not); PostgreSQL serves ma
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,7 @@ def open_storage(address: str) -> BaseStorage:
                 "path, or postgresql://USER@HOST:PORT/DATABASE"
             ) from error
         lock: Any = _KernelLock(path)  # of the base class that loading settings must not import
+        _check_journal(path)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     if not scheme.startswith("postgresql"):
         raise ConfigurationError(
@@ -74,3 +76,18 @@ def open_storage(address: str) -> BaseStorage:
             f"study storage postgresql://...@{shown} cannot be opened: {error}; start the "
             "database, or give a file path to keep studies on this machine"
         ) from error
+
+
+def _check_journal(path: Path) -> None:
+    """Optuna tells of a file of something else by a traceback, and only once it writes to it."""
+    with path.open("rb") as file:
+        first = file.readline()
+    try:
+        is_journal = not first or isinstance(json.loads(first), dict)
+    except ValueError:
+        is_journal = not first.endswith(b"\n")  # half a line of a process that died
+    if not is_journal:
+        raise ConfigurationError(
+            f"study storage {str(path)!r} is no journal of studies; give the path of another "
+            "file, which may be new"
+        )

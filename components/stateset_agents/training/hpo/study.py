@@ -47,6 +47,7 @@ class StudyPlan:
         definition: digests of what else decides its trials; a study goes on only with the same.
         seed: of the choice of parameters.
         sampler: how they are chosen.
+        startup_trials: ended trials before a sampler that learns does.
         pruner: which trials end early; None: none does.
         pruning_warmup_steps: optimizer batches before a trial may.
         total_steps: optimizer batches of a trial of the base configuration.
@@ -62,6 +63,7 @@ class StudyPlan:
     pruner: PrunerName | None = None
     pruning_warmup_steps: int = 2
     total_steps: int = 1
+    startup_trials: int = 10
 
 
 class StoredStudy:
@@ -100,6 +102,15 @@ class StoredStudy:
         with claims.handing_out(self.study._storage, self.address, self.plan.name):
             yield
 
+    def note(self, name: str, value: str) -> None:
+        """Write down something of the whole study, for processes that join it."""
+        self.study.set_user_attr(name, value)
+
+    def noted(self, name: str) -> str | None:
+        """What `note` wrote; None where nothing was."""
+        found = self.study.user_attrs.get(name)
+        return None if found is None else str(found)
+
     def queue(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Have the points tried next, unless they were queued or tried before."""
         with self.handing_out():
@@ -126,7 +137,7 @@ class StoredStudy:
                 return None
             for name, parameter in self.plan.space.items():
                 seed = derive_seed(self.plan.seed, trial.number, name) % SAMPLER_SEED_LIMIT
-                self.study.sampler = _make_sampler(self.plan.sampler, seed)
+                self.study.sampler = _make_sampler(self.plan, seed)
                 trial._suggest(name, _distribution(parameter))
             claims.claim(trial)
             return trial
@@ -215,6 +226,22 @@ def _without_notices() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
+def require_study(address: str, study_name: str) -> None:
+    """Refuse to join what nobody has begun.
+
+    Raises:
+        ConfigurationError: the storage cannot be opened, or has no study of this name.
+    """
+    import optuna
+
+    names = optuna.get_all_study_names(open_storage(address))
+    if study_name not in names:
+        raise ConfigurationError(
+            f"study storage {address.split('@')[-1]} has no study {study_name!r} to join; it has "
+            f"{', '.join(names) or 'none'}. Begin the search first, with the same settings and data"
+        )
+
+
 def best_points(address: str, study_name: str, count: int) -> list[dict[str, Any]]:
     """The parameters of another study's best trials, the best first.
 
@@ -244,9 +271,13 @@ def _definition(plan: StudyPlan) -> dict[str, Any]:
     return {
         "search space": {name: axis.to_json() for name, axis in plan.space.items()},
         "objectives": dict(plan.aims),
-        "search": f"seed {plan.seed}, sampler {plan.sampler}, pruner {plan.pruner}",
+        "search": f"seed {plan.seed}, sampler {_sampler_of(plan)}, pruner {plan.pruner}",
         **plan.definition,
     }
+
+
+def _sampler_of(plan: StudyPlan) -> str:
+    return f"tpe after {plan.startup_trials}" if plan.sampler == "tpe" else plan.sampler
 
 
 def _another_study(
@@ -275,10 +306,12 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.type == "loguniform")
 
 
-def _make_sampler(name: SamplerName, seed: int) -> BaseSampler:
+def _make_sampler(plan: StudyPlan, seed: int) -> BaseSampler:
     from optuna.samplers import RandomSampler, TPESampler
 
-    return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
+    if plan.sampler == "random":
+        return RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=plan.startup_trials)
 
 
 def _make_pruner(plan: StudyPlan) -> BasePruner:
