@@ -24,7 +24,7 @@ from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.trainer import Trainer
 
 # As TRL does by default: no KL term, and none measured.
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "algorithm": "grpo",
     "use_lora": True,
     "lora_r": 16,
@@ -36,6 +36,20 @@ DEFAULTS: dict[str, Any] = {
     "num_episodes": 10_000,
     "gradient_accumulation_steps": 1,
 }
+
+
+def training_config(workload: Workload, changed: Mapping[str, Any]) -> TrainingConfig:
+    """What a step of the workload is trained with. Lengths are the workload's own, so that any
+    model that can hold its conversations is one to measure with.
+    """
+    settings = {
+        **_DEFAULTS,
+        "max_prompt_length": workload.prompt_tokens,
+        "max_completion_length": workload.conversation_tokens - workload.prompt_tokens + 1,
+        "per_device_train_batch_size": workload.groups,
+        "num_generations": workload.group,
+    }
+    return TrainingConfig(**{**settings, **changed})
 
 
 class SpreadReward(RewardFunction):
@@ -97,17 +111,7 @@ async def main() -> None:
     tokenizer = EndlessTokenizer(load_tokenizer(settings["folder"]).hf)
     engine = TransformersEngine(load_model(settings["folder"]), tokenizer)
     environment = ConversationEnvironment(scenarios(workload, tokenizer), 2 * workload.turns)
-    config = TrainingConfig(
-        **{
-            **DEFAULTS,
-            # nothing is cut off, and the model check sees no longer context than there is
-            "max_prompt_length": workload.prompt_tokens,
-            "max_completion_length": workload.conversation_tokens,
-            "per_device_train_batch_size": workload.groups,
-            "num_generations": workload.group,
-            **settings.get("training", {}),
-        }
-    )
+    config = training_config(workload, settings.get("training", {}))
     trainer = Trainer(MultiTurnAgent(agent_config, engine), environment, SpreadReward(), config)
     await trainer.train(callbacks=[AnswerEachStep(requests)])
 

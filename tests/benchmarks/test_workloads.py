@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.batches import random_batch
 from benchmarks.counting import ModelSizes, decode_bytes, sizes_of, update_flops
+from benchmarks.our_step import training_config
+from benchmarks.scaling import POINTS
 from benchmarks.workloads import (
     MULTI_TURN,
     STEP_WORKLOADS,
@@ -19,6 +23,7 @@ from benchmarks.workloads import (
     tiny,
 )
 from stateset_agents.inference.loading import load_model
+from stateset_agents.training.model_check import check_model
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 
 
@@ -31,6 +36,29 @@ def test_prompts_and_users_words_have_exactly_the_lengths_that_are_claimed(
         assert len(tokenizer.render(opening(scenario))) == workload.prompt_tokens
         for turn in range(workload.turns - 1):
             assert len(between(scenario, turn, tokenizer)) == workload.user_tokens
+
+
+LONGEST_OF_SMOLLM2 = 8192  # its config's max_position_embeddings
+
+
+@pytest.mark.parametrize(
+    ("positions", "workloads"),
+    [
+        (LONGEST_OF_SMOLLM2, [*STEP_WORKLOADS, *(one for each in POINTS.values() for one in each)]),
+        (2048, [tiny(workload) for workload in STEP_WORKLOADS]),  # what quick runs measure with
+    ],
+)
+def test_every_workload_is_trained_with_lengths_that_it_needs_and_its_model_has(
+    positions: int, workloads: list[Workload]
+) -> None:
+    with torch.device("meta"):  # of the model nothing but its positions is asked
+        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=positions))
+    for workload in workloads:
+        config = training_config(workload, {})
+        check_model(model, config)
+        assert config.max_prompt_length >= workload.prompt_tokens
+        longest = config.max_prompt_length + config.max_completion_length
+        assert workload.conversation_tokens <= longest <= positions
 
 
 def test_conversations_of_different_groups_share_no_prompt() -> None:
