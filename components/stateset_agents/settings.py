@@ -9,11 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, ValidationError
 
 from stateset_agents.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)  # pydantic's own name for it may move in any version
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Problem:
         return f"{key}: {self.text}" if key else self.text
 
 
-class _SettingsMeta(type(BaseModel)):  # type: ignore[misc]
+class _SettingsMeta(ModelMetaclass):
     # Constructing in Python raises the package's own error. Not done by an `__init__`: pydantic
     # would call that for nested sections too, and the path of keys to a problem would be lost.
     def __call__(cls, *args: Any, **values: Any) -> Any:
