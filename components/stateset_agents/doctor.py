@@ -135,7 +135,9 @@ def check_memory(model: Path | None, train: TrainingConfig, gib: float) -> Check
             return Check(Verdict.WARNING, "memory", f"{gib:.1f} GiB", needs)
         found = f"{gib:.1f} GiB; what the model needs is known once it is fetched ({where})"
         return Check(Verdict.OK, "memory", found)
-    need = memory_need(shape, train, bf16=_has_bfloat16())
+    torch = _torch()
+    on_gpu = torch is not None and torch.cuda.is_available()
+    need = memory_need(shape, train, bf16=_has_bfloat16(), packs_weights=not on_gpu)
     parts = ", ".join(
         f"{name} {getattr(need, name) / GIB:.1f}"
         for name in ("weights", "optimizer", "conversations", "activations")

@@ -8,10 +8,17 @@ import pytest
 
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.memory import PROCESS_BYTES, ModelShape, memory_need, read_shape
+from tests.tiny_model import make_tiny_tokenizer
 
 # a million parameters, 10 layers
 SHAPE = ModelShape(
-    parameters=1e6, layers=10, hidden=100, inner=200, key_width=50, max_positions=2048
+    parameters=1e6,
+    layers=10,
+    hidden=100,
+    inner=200,
+    key_width=50,
+    max_positions=2048,
+    vocabulary=1000,
 )
 CONFIG = TrainingConfig(
     num_episodes=8,
@@ -26,8 +33,9 @@ CONFIG = TrainingConfig(
 
 def test_full_training_in_bfloat16_by_hand() -> None:
     need = memory_need(SHAPE, CONFIG)
-    assert need.weights == 2 * 2 * 1e6
-    assert need.optimizer == (16 + 2) * 1e6
+    assert need.weights == 3 * 2 * 1e6  # the policy's, the engine's, and these packed
+    # the head's gradient: 100,000 numbers
+    assert need.optimizer == (16 + 2) * 1e6 + 12 * 1e5
     # keys and values of 8 conversations of 500 tokens
     assert need.conversations == 2 * 2 * 10 * 50 * 500 * 8
     assert need.activations == 2 * 10 * (16 * 100 + 2 * 50 + 4 * 200) * 1000
@@ -40,8 +48,8 @@ def test_full_training_in_bfloat16_by_hand() -> None:
     ("change", "part", "becomes"),
     [
         ({"bf16": False}, "weights", 2 * 4 * 1e6),
-        ({"bf16": False}, "optimizer", (12 + 4) * 1e6),
-        ({"kl_sample_rows": 0}, "optimizer", 16 * 1e6),
+        ({"bf16": False}, "optimizer", (12 + 4) * 1e6 + 12 * 1e5),
+        ({"kl_sample_rows": 0}, "optimizer", 16 * 1e6 + 12 * 1e5),
         ({"num_generations": 2}, "conversations", 2 * 2 * 10 * 50 * 500 * 4),
         ({"max_completion_length": 100}, "conversations", 2 * 2 * 10 * 50 * 400 * 8),
         # more than the model has positions cannot be
@@ -66,10 +74,15 @@ def test_each_setting_changes_its_part(
     assert getattr(need, part) != getattr(before, part)
 
 
+def test_a_gpu_s_engine_packs_no_copy_of_its_weights() -> None:
+    assert memory_need(SHAPE, CONFIG, packs_weights=False).weights == 2 * 2 * 1e6
+
+
 def test_a_shape_is_read_from_a_models_folder(tiny_model_dir: Path, tmp_path: Path) -> None:
     shape = read_shape(tiny_model_dir)
     assert shape is not None
     assert (shape.layers, shape.hidden, shape.inner) == (2, 64, 128)
     assert shape.key_width == 2 * 16
     assert shape.max_positions == 2048
+    assert shape.vocabulary == len(make_tiny_tokenizer())
     assert read_shape(tmp_path) is None

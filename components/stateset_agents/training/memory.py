@@ -6,16 +6,18 @@ torch and measures nothing. Bytes throughout.
 With P parameters, c bytes of a computed number (2 in bfloat16, else 4), L layers, D hidden size, I
 inner size, K the width of all key heads together and V the vocabulary:
 
-    weights       2 c P                the policy and the engine's copy
+    weights       2 c P                the policy and the engine's copy; c P more where the engine
+                  keeps its own packed as well: in bfloat16 on a processor
     optimizer     full: 16 P in bfloat16 (float32 masters, gradients, Adam's two), 12 P in float32,
-                  and c P for the frozen copy where KL is measured
+                  and c P for the frozen copy where KL is measured; 12 V D for the head's gradient,
+                  what it is made of and the embedding's
                   LoRA: 16 A for the adapter's A parameters, c M for the M merged weights
     conversations 2 c L K tokens       keys and values of what is played side by side
     activations   c L (16 D + 2 K + 4 I) tokens of a micro-batch (norms keep float32 copies)
     process       Python, torch and transformers themselves
 
-On SmolLM2-135M (LoRA, 32 conversations side by side, micro-batches of 2,048 tokens) it says 4.4 GB;
-the peak was 4.39.
+`process` and the factor of D are fitted to measured peaks, the rest is counted. The memory guide
+has a table of the formula beside what was measured (`python -m benchmarks.memory_needs` makes it).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.model_size import estimated_parameters
 
 GIB = 2**30
-PROCESS_BYTES = 0.8 * GIB
+PROCESS_BYTES = 0.6 * GIB
 ENGINE_SLOTS = 64  # sequences whose keys and values the engine keeps, at most
 
 
@@ -43,6 +45,7 @@ class ModelShape:
     inner: int
     key_width: int
     max_positions: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,21 @@ def read_shape(model: Path) -> ModelShape | None:
     head = config.get("head_dim") or hidden // heads
     inner = config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
     positions = config.get("max_position_embeddings") or config.get("n_positions") or 0
-    return ModelShape(parameters, layers, hidden, inner, key_heads * head, positions)
+    vocabulary = config.get("vocab_size") or 0
+    return ModelShape(parameters, layers, hidden, inner, key_heads * head, positions, vocabulary)
 
 
-def memory_need(shape: ModelShape, config: TrainingConfig, *, bf16: bool = True) -> MemoryNeed:
+def memory_need(
+    shape: ModelShape, config: TrainingConfig, *, bf16: bool = True, packs_weights: bool = True
+) -> MemoryNeed:
     """What training with `config` needs, in one process on one device.
 
     Args:
         shape: of the base model.
         config: the settings.
         bf16: whether the hardware computes in bfloat16; with `config.bf16` off it does not matter.
+        packs_weights: whether the engine packs its weights where they are bfloat16, as on a
+            processor; a GPU has no packed copy.
     """
     size = 2 if config.bf16 and bf16 else 4
     parameters = shape.parameters
@@ -100,8 +108,9 @@ def memory_need(shape: ModelShape, config: TrainingConfig, *, bf16: bool = True)
     sequences = min(config.groups_per_step * config.num_generations, ENGINE_SLOTS)
     per_token = 16 * shape.hidden + 2 * shape.key_width + 4 * shape.inner
     micro_batch = max(config.micro_batch_tokens, tokens)
+    copies = 3.0 if size == 2 and packs_weights else 2.0
     return MemoryNeed(
-        weights=2.0 * size * parameters,
+        weights=copies * size * parameters,
         optimizer=_optimizer_bytes(shape, config, size),
         conversations=2.0 * size * shape.layers * shape.key_width * tokens * sequences,
         activations=float(size * shape.layers * per_token * micro_batch),
@@ -123,4 +132,5 @@ def _optimizer_bytes(shape: ModelShape, config: TrainingConfig, size: int) -> fl
         return 16.0 * adapter + float(size * merged)
     masters = 16.0 if size == 2 else 12.0
     is_measured = config.kl_coefficient > 0 or config.kl_sample_rows > 0
-    return (masters + (size if is_measured else 0)) * shape.parameters
+    per_parameter = masters + (size if is_measured else 0)
+    return per_parameter * shape.parameters + 12.0 * shape.vocabulary * shape.hidden
