@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.mlflow_run import RUN_LINK, read_link
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.callbacks import TrainingCallback
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.trainer import Trainer
@@ -100,9 +101,15 @@ def test_totals_are_of_every_step_though_only_some_are_logged(config: RunConfig)
     assert metrics["seconds/step"] > sum(float(row["seconds/step"]) for row in logged)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "dpo"])
-def test_the_step_runs_with_every_kind_of_algorithm(config: RunConfig, algorithm: Any) -> None:
-    """One of each kind that is more than a loss of its own; the others differ in a loss alone."""
+# More than a loss of its own; the others differ from `grpo` in a loss or in settings alone.
+KINDS = {"ppo", "a2c", "trpo", "dpo"}
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in ALGORITHMS],
+)
+def test_the_step_runs_with_every_algorithm_of_the_table(config: RunConfig, algorithm: Any) -> None:
     config.train = TrainingConfig(
         **{
             **config.train.model_dump(exclude_unset=True, exclude={"importance_sampling_cap"}),
