@@ -217,19 +217,20 @@ class ChatEndpoint:
         loop = asyncio.get_running_loop()
         semaphore = self._semaphores.setdefault(loop, asyncio.Semaphore(self._max_concurrency))
         async with semaphore:
-            wait = self._backoff_seconds
+            wait, problem = self._backoff_seconds, ""
             for attempt in range(self.max_retries + 1):
                 outcome = await self._send(client, body)
                 if not isinstance(outcome, _MayPass):
                     return outcome
+                problem = outcome.text
                 if attempt < self.max_retries:
                     told = outcome.retry_after
                     pause = min(_LONGEST_WAIT, wait if told is None else told)
-                    _LOG.warning("%s; asked again in %.1f s", outcome.text, pause)
+                    _LOG.warning("%s; asked again in %.1f s", problem, pause)
                     await asyncio.sleep(pause)
                     wait *= 2
         return NoReply(
-            f"{outcome.text}, {self.max_retries + 1} times in a row; is {self.url} up, and is "
+            f"{problem}, {self.max_retries + 1} times in a row; is {self.url} up, and is "
             "max_concurrency within its limits? timeout_seconds, max_retries and backoff_seconds "
             "can be raised"
         )
