@@ -5,6 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Bytecode is kept, whatever the shell says. Every step is a process, and without it each one compiles
+# again what it imports: the greater part of a short step's time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup setup-dev retrain test test-slow lint serve ui docs docs-serve bench bench-vllm-env clean
 

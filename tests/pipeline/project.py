@@ -124,11 +124,14 @@ def make_params(base_model: Path) -> dict[str, Any]:
 
 
 def environment(project: Path, **more: str) -> dict[str, str]:
-    """What a process in the project sees: its own code, its own Prefect home, one thread."""
+    """What a process in the project sees: its own code, its own Prefect home, one thread.
+
+    It keeps bytecode, because the next process imports the same.
+    """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("PREFECT_", "MLFLOW_", "STATESET_", "DVC_"))
+        if not name.startswith(("PREFECT_", "MLFLOW_", "STATESET_", "DVC_", "PYTHONDONTWRITE"))
     }
     return {
         **kept,

@@ -52,7 +52,8 @@ class Constant(LettersE):
     [
         {"algorithm": "grpo", "use_lora": True, "learning_rate": 2e-2},
         {"algorithm": "gspo", "use_lora": False, "learning_rate": 1e-2},
-        {"use_lora": True, "learning_rate": 2e-2, "off_policy_steps": 1},
+        # with an adapter it rises too slowly in twenty steps to be told from luck
+        {"use_lora": False, "learning_rate": 1e-2, "off_policy_steps": 1},
     ],
     ids=["grpo with an adapter", "gspo with all weights", "a step ahead"],
 )
