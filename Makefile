@@ -66,5 +66,7 @@ bench-vllm-env: ## make the environment of its own that `make bench` finds vLLM 
 	@$(PYTHON) -m venv --clear benchmarks/.venv-vllm
 	@benchmarks/.venv-vllm/bin/pip install -q -r benchmarks/requirements-vllm.txt
 
-clean: ## remove caches, logs and unfinished runs (data, models, the registry and .venv stay)
-	rm -rf .stateset .prefect .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+clean: ## remove caches, logs and unfinished runs (data, models, the registry, paid judgements and .venv stay)
+	@# .stateset/judge holds answers that were paid for, and what was spent
+	[ ! -d .stateset ] || find .stateset -mindepth 1 -maxdepth 1 ! -name judge -exec rm -rf {} +
+	rm -rf .prefect .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,10 +1,10 @@
 """Step: train the policy on the training scenarios by reinforcement learning.
 
 Reads the sections `agent`, `rewards` and `train` (data/tuned.yaml is laid over them),
-data/validated/train.jsonl, data/base_model and data/reward_model. Writes data/policy (an adapter or
-a whole model, the tokenizer, policy.json) and data/reports/policy (metrics.json, steps.csv,
-conversations.md). A run that was cut off goes on from .stateset/checkpoints/train_policy if nothing
-that decides it has changed.
+data/validated (of it validation.jsonl for `train.eval_steps`), data/base_model and
+data/reward_model. Writes data/policy (an adapter or a whole model, the tokenizer, policy.json) and
+data/reports/policy (metrics.json, steps.csv, conversations.md). A run that was cut off goes on from
+.stateset/checkpoints/train_policy if nothing that decides it has changed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from tasks.folders import in_place
 from tasks.tuned import with_tuned
 
 SCENARIOS = paths.VALIDATED / "train.jsonl"
+VALIDATION = paths.VALIDATED / "validation.jsonl"
 PAIRS = paths.VALIDATED / "preferences_train.jsonl"
 STATE = paths.CHECKPOINTS / "train_policy"
 
@@ -121,6 +122,8 @@ def check_inputs(config: RunConfig) -> None:
     makers = {SCENARIOS: "validate_scenarios", paths.BASE_MODEL: "fetch_base_model"}
     if _reads_pairs(config):
         makers[PAIRS] = "validate_scenarios"
+    if config.train.eval_steps:
+        makers[VALIDATION] = "validate_scenarios"
     if config.rewards.weights.learned > 0:
         makers[paths.REWARD_MODEL] = "train_reward_model"
     missing = [f"{path} is missing; run the step {makers[path]}" for path in makers
@@ -143,6 +146,7 @@ def trainer_of(config: RunConfig) -> Trainer:
         train=config.train,
         reward_model=paths.REWARD_MODEL,
         pairs=read_preferences(PAIRS) if _reads_pairs(config) else (),
+        eval_scenarios=read_scenarios(VALIDATION) if config.train.eval_steps else (),
     )
 
 

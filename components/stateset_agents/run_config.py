@@ -162,7 +162,10 @@ STARTER_HEAD = """
 
 
 def _starter_lines(section: Settings, default: Settings, indent: str) -> Iterator[str]:
-    for name, field in type(section).model_fields.items():
+    fields = type(section).model_fields
+    # what a section is about comes before what it inherits, such as when a run is looked at
+    for name in sorted(fields, key=lambda one: one not in type(section).__annotations__):
+        field = fields[name]
         for line in textwrap.wrap(field.description or "", 96 - len(indent)):
             yield f"{indent}# {line}"
         value, usual = getattr(section, name), getattr(default, name)

@@ -120,3 +120,18 @@ def test_a_byte_tokenizer_is_tokenizer_enough() -> None:
     grown, rendered = play(tokenizer, [say("system", "Be kind.")], FinishReason.STOP, "")
     assert grown == rendered
     assert tokenizer.decode(tokenizer.encode("größer 🙂<|im_end|>")) == "größer 🙂"
+
+
+def test_a_system_message_begins_the_users_where_a_template_takes_none() -> None:
+    tokenizer = make_styled_tokenizer(STYLES["gemma"])
+    asked = [say("system", "Think first."), say("user", USER[0])]
+    folded = [say("user", f"Think first.\n\n{USER[0]}")]
+
+    assert tokenizer.render(asked) == tokenizer.render(folded)
+
+
+def test_other_orders_of_roles_are_still_refused() -> None:
+    tokenizer = make_styled_tokenizer(STYLES["gemma"])
+
+    with pytest.raises(EngineError, match="refused"):
+        tokenizer.render([say("system", "Think first."), say("assistant", "Yes.")])

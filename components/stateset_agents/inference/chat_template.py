@@ -76,6 +76,7 @@ class ChatTokenizer:
                     "Set its eos_token, or give it a chat_template, and save it again."
                 )
             hf.chat_template = DEFAULT_CHAT_TEMPLATE
+        self._takes_system = self._find_takes_system()
         self._turn_end = self._find_turn_end()
         stops = {int(token) for token in stop_token_ids}
         if hf.eos_token_id is not None:
@@ -120,7 +121,8 @@ class ChatTokenizer:
         return later.startswith(before + _ANSWER)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Render a conversation, `(T,)` ids, ready for the next answer.
+        """Render a conversation, `(T,)` ids, ready for the next answer. A system message that the
+        template does not take stands at the beginning of the first user message.
 
         Raises:
             EngineError: the template refuses these messages (roles out of order, for example).
@@ -202,6 +204,23 @@ class ChatTokenizer:
         """True for a token that decoding leaves out: no ordinary text contains it."""
         return bool(self.hf.decode([token], skip_special_tokens=True) == "")
 
+    def _find_takes_system(self) -> bool:
+        """False for a template that refuses a system message (Gemma's) or leaves it out."""
+        conversation = [{"role": "system", "content": _ANSWER}, _OPENING]
+        try:
+            text = str(self.hf.apply_chat_template(conversation, tokenize=False))
+        except Exception:  # templates raise what they like: here it is the answer
+            return False
+        return _ANSWER in text
+
+    def _placed(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """What the template gets: where it takes no system message, its text begins the user's."""
+        given = [dict(message) for message in messages]
+        if self._takes_system or [one.get("role") for one in given[:2]] != ["system", "user"]:
+            return given
+        system, user, *rest = given
+        return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
     def _find_turn_end(self) -> list[int]:
         answered: list[Message] = [_OPENING, {"role": "assistant", "content": _ANSWER}]
         return self.encode(self._after_answer(self._text(answered, add_generation_prompt=False)))
@@ -219,7 +238,7 @@ class ChatTokenizer:
     def _text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         try:
             text: str = self.hf.apply_chat_template(
-                [dict(message) for message in messages],
+                self._placed(messages),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
