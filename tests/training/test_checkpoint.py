@@ -50,6 +50,15 @@ def test_what_was_saved_is_loaded_and_only_the_newest_are_kept(tmp_path: Path) -
     assert loaded.state == {"best": [0.5, 1]}
 
 
+def test_state_that_json_cannot_hold_is_told_by_its_callback_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    state = {"callbacks": {"Fine": {"best": 1}, "Mine": {"seen": {1, 2}}}}
+    with pytest.raises(CheckpointError, match="the state of callback 'Mine' cannot be written"):
+        save_checkpoint(tmp_path, replace(checkpoint_of(1), state=state), keep=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_of_another_run_is_refused_by_name_of_what_differs(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint_of(1), keep=1)
 

@@ -140,6 +140,12 @@ def test_an_assignment_that_is_refused_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["beta", "kl_penalty", "kl_coefficient"])
+def test_a_callers_setting_wins_over_a_tables_under_any_of_its_names(name: str) -> None:
+    assert get_config_for_task("customer_service", **{name: 0.5}).kl_coefficient == 0.5
+    assert config_for_profile("conservative", **{name: 0.0}).kl_coefficient == 0.0
+
+
+@pytest.mark.parametrize("name", ["beta", "kl_penalty", "kl_coefficient"])
 def test_the_kl_weight_has_three_names(name: str) -> None:
     config = TrainingConfig(**{name: 0.25})
 

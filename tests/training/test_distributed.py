@@ -318,6 +318,11 @@ def test_what_a_reward_raises_in_another_process_is_raised_here(tiny_model_dir: 
             "with a critic",
         ),
         (
+            {"strategy": "fsdp", "num_processes": 2},
+            {"use_lora": False, "algorithm": "dpo"},
+            "with algorithm='dpo' is not built: .*set strategy=\"ddp\"",
+        ),
+        (
             {"num_processes": 2},
             {"gradient_accumulation_steps": 1},
             "one step takes 1 scenarios .* there are 2 processes: .*group stays whole",

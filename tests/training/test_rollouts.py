@@ -196,9 +196,11 @@ def test_the_same_scenario_in_a_later_round_is_played_with_other_seeds(
 def test_conversations_come_back_from_json_as_they_were(tiny_model_dir: Path) -> None:
     (group,) = play(tiny_model_dir, 0, LettersE(), num_generations=2, num_episodes=4).groups
     group.trajectories[0].turns[0].metadata["made of"] = object
+    group.trajectories[0].turns[0].metadata["by pair"] = {(1, 2): 0.5}
     again = group_from_json(group_to_json(group))
 
     assert again.trajectories[0].turns[0].metadata["made of"] == str(object)
+    assert again.trajectories[0].turns[0].metadata["by pair"] == {"(1, 2)": 0.5}
     group.trajectories[0].turns[0].metadata.clear()
     again.trajectories[0].turns[0].metadata.clear()
     assert again == group

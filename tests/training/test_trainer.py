@@ -116,6 +116,21 @@ def test_a_run_warns_once_when_the_engine_samples_from_another_policy(
     )
 
 
+def test_a_second_trainer_of_an_agent_says_that_it_starts_over(
+    tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make_trainer(tiny_model_dir, **SMALL)
+    train(first)
+    assert not caplog.records
+    second = Trainer(first.agent, first.environment, first.reward_fn, first.config)
+
+    train(second)
+
+    (record,) = caplog.records
+    assert "starts from" in record.getMessage()
+    assert "give train() a checkpoint in resume_from" in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

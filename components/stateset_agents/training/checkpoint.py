@@ -64,6 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     target = folder / f"{_PREFIX}{checkpoint.step}"
     unfinished = folder / f"{_UNFINISHED}{checkpoint.step}-{os.getpid()}"
     needed = _size(checkpoint)
+    _check_state(checkpoint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(folder)
@@ -84,6 +85,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     for old in finished[: finished.index(target) + 1][:-keep]:
         _discard(old)
     return target
+
+
+def _check_state(checkpoint: Checkpoint) -> None:
+    """Before anything is written: what JSON cannot hold, by the callback that gave it."""
+    given = {
+        f"callback {name!r}": state for name, state in checkpoint.state.get("callbacks", {}).items()
+    }
+    for who, state in {**given, "the trainer": checkpoint.state}.items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the state of {who} cannot be written to a checkpoint ({error}); allowed is what "
+                "JSON holds: mappings with text keys, lists, text, numbers, true, false, null"
+            ) from error
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

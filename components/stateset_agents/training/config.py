@@ -445,7 +445,17 @@ def _config_over(chosen: dict[str, Any], settings: dict[str, Any]) -> TrainingCo
     if row is not None:
         unread = unread_settings(row) | (_CLIPS if row.loss != "token_ratio" else frozenset())
         chosen = {name: value for name, value in chosen.items() if name not in unread}
-    return TrainingConfig(**{**chosen, **settings})
+    said = {name for key in settings if (name := _field_of(key))}
+    return TrainingConfig(**{name: chosen[name] for name in chosen if name not in said}, **settings)
+
+
+def _field_of(key: str) -> str | None:
+    """The field that a key or another spelling of it (`beta` for `kl_coefficient`) sets."""
+    for name, field in TrainingConfig.model_fields.items():
+        alias = field.validation_alias
+        if key == name or (isinstance(alias, AliasChoices) and key in alias.choices):
+            return name
+    return None
 
 
 def _named(table: dict[str, dict[str, Any]], what: str, name: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.seeds import derive_seed
 from stateset_agents.core.trajectory import TrajectoryGroup
 from stateset_agents.exceptions import CheckpointError, ConfigurationError, ProcessLostError
+from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.callbacks import TrainingCallback
 from stateset_agents.training.checkpoint import differing_parts
 from stateset_agents.training.config import TrainingConfig
@@ -365,6 +366,11 @@ def _check(
         problems.append(
             'strategy="fsdp" with a critic (advantage_baseline="value") is not built: set '
             'strategy="ddp"'
+        )
+    if strategy == "fsdp" and ALGORITHMS[config.algorithm].on_pairs:
+        problems.append(
+            f'strategy="fsdp" with algorithm={config.algorithm!r} is not built: every process goes '
+            'through all pairs; set strategy="ddp"'
         )
     if strategy not in STRATEGIES:
         problems.append(f"strategy={strategy!r} is unknown; choose from {', '.join(STRATEGIES)}")

@@ -99,7 +99,7 @@ def memory_need(
         packs_weights: whether the engine packs its weights where they are bfloat16, as on a
             processor; a GPU has no packed copy.
     """
-    size = 2 if config.bf16 and bf16 else 4
+    size = 2 if (config.bf16 and bf16) or config.fp16 else 4
     parameters = shape.parameters
     # as many sequences as the engine keeps, each as long as a row may become
     tokens = config.max_prompt_length + config.max_completion_length

@@ -32,7 +32,7 @@ def pair_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> dict[st
     Raises:
         NonFiniteLossError: as `train_step`.
     """
-    policy, config, objective = learner.policy, learner.config, learner.objective
+    policy, objective = learner.policy, learner.objective
     batch = batch.to(policy.device)
     groups = batch.group_index.unique().tolist()
     sums: dict[str, float] = defaultdict(float)
@@ -40,7 +40,7 @@ def pair_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> dict[st
     policy.train_mode(True)
     for group in groups:
         micro = batch.select((batch.group_index == group).nonzero().squeeze(1))
-        tokens = batch_logprobs(policy, micro, share_prefix=config.share_prefix)
+        tokens = batch_logprobs(policy, micro, share_prefix=learner.share_prefix)
         pair = pair_logprobs(tokens.logprobs, micro)
         loss = pair_loss(
             pair,

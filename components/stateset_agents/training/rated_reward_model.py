@@ -78,6 +78,7 @@ def train_rated_reward_model(
     head = new_head(body.config.hidden_size, config.seed).to(device)
 
     training, calibrating = _keep_back(answers, config)
+    _check_both_kinds(training, calibrating)
     stages = {"train": training, "calibrate": calibrating, "heldout": list(heldout)}
     tokens = {name: _tokens(some, tokenizer, config) for name, some in stages.items()}
     packs = frozen_pass(tokens, split, config, progress, unit=1)
@@ -126,6 +127,16 @@ def _check(answers: Sequence[RatedAnswer], heldout: Sequence[RatedAnswer]) -> No
             )
     if problems:
         raise DataError(problems)
+
+
+def _check_both_kinds(training: Sequence[RatedAnswer], calibrating: Sequence[RatedAnswer]) -> None:
+    good = sum(one.label > 0.5 for one in training)
+    if good in (0, len(training)):
+        raise DataError(
+            f"of the {len(training)} answers that are left to train on, {good} are good: the "
+            f"{len(calibrating)} kept back for calibration hold all of the other kind; add rated "
+            "answers of it, or lower calibration_share"
+        )
 
 
 def _keep_back(

@@ -62,6 +62,7 @@ from stateset_agents.training.trainer_checks import (
     check_preferences,
     check_rows,
     sampling_warning,
+    tell_if_it_starts_over,
 )
 from stateset_agents.training.update import update
 
@@ -297,6 +298,7 @@ class Trainer:
         if resume_from is not None:
             self._restore(learner, Path(resume_from))
         else:
+            tell_if_it_starts_over(self.agent, self)
             # what dropout draws from: else it depends on whatever the process did before
             torch.manual_seed(self.config.seed)
             await self._warm_start(learner)

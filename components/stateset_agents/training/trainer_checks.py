@@ -6,6 +6,8 @@ Settings that contradict each other are `config.py`'s.
 
 from __future__ import annotations
 
+import logging
+import weakref
 from collections.abc import Mapping, Sequence
 
 from stateset_agents.core.agent import MultiTurnAgent
@@ -14,6 +16,11 @@ from stateset_agents.training.batching import StepRows
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.demonstrations import Demonstration
 from stateset_agents.training.preferences import Preference
+
+_log = logging.getLogger(__name__)
+_LAST_TRAINER: weakref.WeakKeyDictionary[MultiTurnAgent, weakref.ref[object]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def check_agent(agent: MultiTurnAgent) -> None:
@@ -39,6 +46,19 @@ def check_agent(agent: MultiTurnAgent) -> None:
         )
     if problems:
         raise ConfigurationError(problems)
+
+
+def tell_if_it_starts_over(agent: MultiTurnAgent, trainer: object) -> None:
+    """Warn where another trainer has trained this agent: training starts from `model_name`."""
+    last = _LAST_TRAINER.get(agent)
+    if last is not None and last() is not trainer:
+        _log.warning(
+            "this agent was trained before, and training starts from %s again, without what it "
+            "learned: to go on, give train() a checkpoint in resume_from, or save the agent and "
+            "name that folder in model_name",
+            agent.config.model_name,
+        )
+    _LAST_TRAINER[agent] = weakref.ref(trainer)
 
 
 def check_demonstrations(config: TrainingConfig, demonstrations: Sequence[Demonstration]) -> None:

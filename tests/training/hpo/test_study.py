@@ -68,6 +68,20 @@ def test_a_living_workers_trial_is_nobody_elses(tmp_path: Path) -> None:
     assert [one.number for one in StoredStudy(address, plan).records()] == [0, 1]
 
 
+def test_a_trial_in_which_every_process_dies_is_given_up(tmp_path: Path) -> None:
+    plan = make_plan(n_trials=1)
+    address = str(tmp_path / "journal")
+    for _ in range(claims.MOST_ATTEMPTS):
+        trial = StoredStudy(address, plan).take()
+        assert trial is not None
+        assert trial.number == 0
+        trial.set_user_attr(claims.OWNER, None)  # as after a kill
+    study = StoredStudy(address, plan)
+    assert study.take() is None
+    (record,) = study.records()
+    assert (record.state, record.reason) == ("failed", claims.DEADLY)
+
+
 @pytest.mark.parametrize(("seconds_ago", "owned"), [(10, True), (1000, False)])
 def test_another_machines_worker_is_alive_while_it_gives_signs(
     seconds_ago: float, owned: bool

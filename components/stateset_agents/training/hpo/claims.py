@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import threading
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 OWNER = "owner"
 SIGN_OF_LIFE_SECONDS = 30.0
 DEAD_AFTER_SECONDS = 300.0
+ATTEMPTS = "attempts"
+MOST_ATTEMPTS = 3
+DEADLY = f"{MOST_ATTEMPTS} processes died in this trial; did they run out of memory?"
+
+_log = logging.getLogger(__name__)
 
 
 def is_database(address: str) -> bool:
@@ -63,6 +69,17 @@ def claim(trial: Trial) -> None:
     trial.set_user_attr(OWNER, {**_this_process(), "alive_at": time.time()})
 
 
+def take(trial: Trial) -> None:
+    """Claim a trial that this process begins, or begins again."""
+    trial.set_user_attr(ATTEMPTS, trial.user_attrs.get(ATTEMPTS, 0) + 1)
+    claim(trial)
+
+
+def attempts(trial: FrozenTrial) -> int:
+    """How many processes have begun a trial."""
+    return int(trial.user_attrs.get(ATTEMPTS, 0))
+
+
 def is_owned(trial: FrozenTrial) -> bool:
     """Whether a running trial's owner is at work on it still."""
     owner = trial.user_attrs.get(OWNER)
@@ -76,11 +93,20 @@ def is_owned(trial: FrozenTrial) -> bool:
 @contextlib.contextmanager
 def keeping(trial: Trial, address: str) -> Iterator[None]:
     """Give signs of life for the length of the block; a block that raises gives the trial back."""
+    from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+    from sqlalchemy.exc import SQLAlchemyError
+
     ended = threading.Event()
 
     def give_signs() -> None:
         while not ended.wait(SIGN_OF_LIFE_SECONDS):
-            claim(trial)
+            try:
+                claim(trial)
+            except UpdateFinishedTrialError:
+                return
+            except (OptunaError, SQLAlchemyError) as error:
+                # the next sign may get through; others take the trial after DEAD_AFTER_SECONDS
+                _log.warning("no sign of life for trial %d: %s", trial.number, error)
 
     thread = threading.Thread(target=give_signs, name="trial-sign-of-life", daemon=True)
     if is_database(address):
@@ -89,7 +115,8 @@ def keeping(trial: Trial, address: str) -> Iterator[None]:
         yield
     except BaseException:
         _end(thread, ended)
-        trial.set_user_attr(OWNER, None)
+        with contextlib.suppress(UpdateFinishedTrialError):  # it had ended: nothing to give back
+            trial.set_user_attr(OWNER, None)
         raise
     _end(thread, ended)
 

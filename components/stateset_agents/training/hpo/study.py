@@ -129,6 +129,10 @@ class StoredStudy:
             orphans = [
                 one for one in known if one.state is State.RUNNING and not claims.is_owned(one)
             ]
+            while orphans and claims.attempts(orphans[0]) >= claims.MOST_ATTEMPTS:
+                # its parameters end every process that tries them: out of memory, most often
+                fatal = optuna.Trial(self.study, orphans.pop(0)._trial_id)
+                self.finish(fatal, "failed", {}, 0.0, claims.DEADLY)
             if orphans:
                 trial = optuna.Trial(self.study, orphans[0]._trial_id)
             elif self._has_more(known):
@@ -139,7 +143,7 @@ class StoredStudy:
                 seed = derive_seed(self.plan.seed, trial.number, name) % SAMPLER_SEED_LIMIT
                 self.study.sampler = _make_sampler(self.plan, seed)
                 trial._suggest(name, _distribution(parameter))
-            claims.claim(trial)
+            claims.take(trial)
             return trial
 
     def trial(self, number: int) -> Trial:
