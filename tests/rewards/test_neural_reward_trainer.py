@@ -52,14 +52,14 @@ RATED = [
 ]
 
 
-def test_ratings_whose_only_bad_one_is_kept_back_are_refused_before_training(
+async def test_ratings_whose_only_bad_one_is_kept_back_are_refused_before_training(
     tiny_model_dir: Path,
 ) -> None:
     given = [{"prompt": _asked(n), "completion": _good(n), "label": n < 24} for n in range(25)]
     # with this seed the last answer is among the ten that are kept back for calibration
     settings = {**QUICK, "calibration_share": 0.4, "seed": 1}
     with pytest.raises(DataError, match="kept back for calibration hold all of the other kind"):
-        NeuralRewardTrainer(tiny_model_dir, given, heldout_data=RATED, **settings).train()
+        await NeuralRewardTrainer(tiny_model_dir, given, heldout_data=RATED, **settings).train()
 
 
 def _turns(answer: str) -> list[ConversationTurn]:

@@ -116,16 +116,17 @@ def test_a_run_warns_once_when_the_engine_samples_from_another_policy(
     )
 
 
-def test_a_second_trainer_of_an_agent_says_that_it_starts_over(
+async def test_a_second_trainer_of_an_agent_says_that_it_starts_over(
     tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = make_trainer(tiny_model_dir, **SMALL)
-    train(first)
+    second = Trainer(first.agent, first.environment, first.reward_function, first.config)
+    await first.train()
     assert not caplog.records
-    second = Trainer(first.agent, first.environment, first.reward_fn, first.config)
 
-    train(second)
+    await second.train()
 
+    await first.agent.engine.aclose()
     (record,) = caplog.records
     assert "starts from" in record.getMessage()
     assert "give train() a checkpoint in resume_from" in record.getMessage()
