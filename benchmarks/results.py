@@ -97,7 +97,9 @@ class Result:
 
 def write_table(folder: Path) -> Path:
     """`folder/README.md`: one table for each result file in the folder."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    # experiments that go on from their own file (`search_pays`, `learning`) have a page elsewhere
+    every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [result for result in every if "cases" in result]
     parts = ["# Results\n", "Written by `make bench`; [performance.md](../../docs/performance.md) "]
     parts[1] += "says how to read them. Times are medians.\n"
     parts += [_section(result) for result in found]
