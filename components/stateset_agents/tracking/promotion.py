@@ -15,7 +15,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,10 +171,7 @@ def not_rolled_back_gate(
 def rolled_back(entries: Sequence[HistoryEntry], champion: str | None) -> dict[str, HistoryEntry]:
     """The versions that a rollback took out of service and nobody put back, and that rollback."""
     rejected: dict[str, HistoryEntry] = {}
-    afterwards = [*(entry.from_version for entry in entries[1:]), champion]
-    for entry, really in zip(entries, afterwards, strict=False):
-        if really == entry.from_version:
-            continue  # a move that was never made
+    for entry in _moves_made(entries, champion):
         if entry.action == "rollback" and entry.from_version is not None:
             rejected[entry.from_version] = entry
         if entry.to_version is not None:
@@ -351,14 +348,10 @@ def previous_champion(entries: list[HistoryEntry], champion: str | None) -> str 
     """The version to go back to: the one below the present champion on the stack of champions.
 
     A promotion puts a version on that stack and a rollback takes one off, so that two rollbacks in
-    a row go back two versions and do not swap the same two. An entry after which the champion still
-    was the one before it tells of a move that was never made.
+    a row go back two versions and do not swap the same two.
     """
     stack: list[str] = []
-    afterwards = [*(entry.from_version for entry in entries[1:]), champion]
-    for entry, really in zip(entries, afterwards, strict=False):
-        if really == entry.from_version:
-            continue
+    for entry in _moves_made(entries, champion):
         if entry.action == "rollback":
             while stack and stack[-1] != entry.to_version:
                 stack.pop()
@@ -373,6 +366,16 @@ def previous_champion(entries: list[HistoryEntry], champion: str | None) -> str 
         stack.pop()  # the alias was moved by other means
     below = [version for version in stack[:-1] if version != champion]
     return below[-1] if below else None
+
+
+def _moves_made(entries: Sequence[HistoryEntry], champion: str | None) -> Iterator[HistoryEntry]:
+    """Without the entries after which the champion still was the one before: their move was never
+    made, because the process died between the record and the move.
+    """
+    afterwards = [*(entry.from_version for entry in entries[1:]), champion]
+    for entry, really in zip(entries, afterwards, strict=False):
+        if really != entry.from_version:
+            yield entry
 
 
 def read_history(client: MlflowClient, name: str) -> list[HistoryEntry]:
