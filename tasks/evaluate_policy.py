@@ -49,7 +49,7 @@ from stateset_agents.evaluation.summary import (
 from stateset_agents.exceptions import PipelineError
 from stateset_agents.rewards.build import build_reward
 from stateset_agents.run_config import RunConfig
-from stateset_agents.tracking.lineage import collect_lineage, fingerprint
+from stateset_agents.tracking.lineage import collect_lineage
 from stateset_agents.tracking.mlflow_run import RUN_LINK, start_run
 from stateset_agents.tracking.registry import (
     champion_version,
@@ -88,19 +88,19 @@ def run(config: RunConfig) -> None:
         config.evaluate.scenarios_per_intent,
     )
     reward_function = build_reward(config.rewards, paths.REWARD_MODEL if learned else None)
-    lineage = {
-        "base_model": paths.BASE_MODEL,
-        "heldout": HELDOUT,
-        "policy": paths.POLICY,
-        "reward_model": paths.REWARD_MODEL,
-    }
+    origins = collect_lineage(
+        {
+            "base_model": paths.BASE_MODEL,
+            "heldout": HELDOUT,
+            "policy": paths.POLICY,
+            "reward_model": paths.REWARD_MODEL,
+        }
+    )
     settings = {
         name: getattr(config, name).model_dump() for name in ("agent", "evaluate", "rewards")
     }
     with (
-        start_run(
-            config.tracking, "evaluate_policy", collect_lineage(lineage), params=settings
-        ) as tracked,
+        start_run(config.tracking, "evaluate_policy", origins, params=settings) as tracked,
         _sources(config) as sources,
         _progress(sources, scenarios, config.evaluate) as advance,
     ):
@@ -108,7 +108,7 @@ def run(config: RunConfig) -> None:
         policies = _measure_fluency(policies, sources, config, advance)
         evaluation = summarise(policies, config.evaluate)
         # which weights these figures are of: registration refuses others
-        metrics = flat_metrics(evaluation) | {"policy.sha256": fingerprint(paths.POLICY)}
+        metrics = flat_metrics(evaluation) | {"policy.sha256": origins["data.policy.sha256"]}
         _write(evaluation, config.evaluate, metrics)
         tracked.log_metrics({k: v for k, v in metrics.items() if not isinstance(v, str)})
         tracked.log_artifact(paths.EVALUATION_REPORT, "evaluation")
