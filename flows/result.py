@@ -20,8 +20,8 @@ COMPARED = ("reward", "rubric")  # the whole, and the part that was not learned
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One measure on the held-out scenarios. `low` and `high` bound `difference`; None where a
-    single scenario (or intent) gives no interval.
+    """One measure on the held-out scenarios. `low` and `high` bound `difference` with the coverage
+    `Result.confidence`; None where a single scenario (or intent) gives no interval.
     """
 
     measure: str
@@ -46,11 +46,17 @@ class Result:
 
     outcomes: tuple[StepOutcome, ...]
     comparisons: tuple[Comparison, ...]
+    confidence: float | None
     promoted: bool | None
     version: str | None
     reasons: tuple[str, ...]
     mlflow_page: str | None
     prefect_page: str | None
+
+    @property
+    def interval_name(self) -> str:
+        """Which interval stands beside the differences, such as "95% interval"."""
+        return "interval" if self.confidence is None else f"{100 * self.confidence:g}% interval"
 
 
 def read_result(root: Path, outcomes: Sequence[StepOutcome], prefect_page: str | None) -> Result:
@@ -67,6 +73,7 @@ def read_result(root: Path, outcomes: Sequence[StepOutcome], prefect_page: str |
     return Result(
         outcomes=tuple(outcomes),
         comparisons=_compare(metrics),
+        confidence=metrics.get("confidence"),
         promoted=promotion.get("promoted"),
         version=_text(promotion.get("version") or registration.get("version")),
         reasons=tuple(promotion.get("reasons", ())),
@@ -120,7 +127,8 @@ def as_text(result: Result) -> str:
     """The table that ends `make retrain`."""
     lines = ["", _steps_line(result.outcomes)]
     if result.comparisons:
-        lines += ["", "held-out scenarios        before   after  difference (95% interval)"]
+        heading = f"difference ({result.interval_name})"
+        lines += ["", f"held-out scenarios        before   after  {heading}"]
         lines += [
             f"  {row.measure:<8} {'vs ' + row.before_is:<21}"[:33].ljust(24)
             + f"{row.before:>8.3f}{row.after:>8.3f}  "
@@ -162,7 +170,7 @@ def as_markdown(result: Result) -> str:
     lines = ["# Retraining", "", _steps_line(result.outcomes), ""]
     if result.comparisons:
         lines += [
-            "| held-out | compared with | before | after | difference | 95% interval |",
+            f"| held-out | compared with | before | after | difference | {result.interval_name} |",
             "| --- | --- | --- | --- | --- | --- |",
         ]
         lines += [

@@ -132,13 +132,19 @@ def _origins(tracking: TrackingConfig, runs: Mapping[str, str]) -> dict[str, str
 
 
 def _describe(figures: dict[str, Any]) -> str:
-    names = ("reward.base", "reward.challenger", "reward.vs_base.low", "reward.vs_base.high")
+    names = (
+        "reward.base",
+        "reward.challenger",
+        "reward.vs_base.low",
+        "reward.vs_base.high",
+        "confidence",
+    )
     if not all(isinstance(figures.get(name), (int, float)) for name in names):
         return ""
-    before, after, low, high = (figures[name] for name in names)
+    before, after, low, high, confidence = (figures[name] for name in names)
     return (
-        f"Held-out reward {after:.3f}; base model {before:.3f}; interval of the difference "
-        f"{low:+.3f} to {high:+.3f}."
+        f"Held-out reward {after:.3f}; base model {before:.3f}; {100 * confidence:g}% interval of "
+        f"the difference {low:+.3f} to {high:+.3f}."
     )
 
 

@@ -17,7 +17,11 @@ from stateset_agents.exceptions import EvaluationError
 from tests.evaluation.made import conversation, policy
 
 CONFIG = EvaluationConfig(
-    seeds=[1, 2], bootstrap_samples=500, distinctness_floor=0.0, max_identical_answers=0.6
+    seeds=[1, 2],
+    bootstrap_samples=500,
+    confidence=0.9,
+    distinctness_floor=0.0,
+    max_identical_answers=0.6,
 )
 
 
@@ -36,6 +40,7 @@ def test_the_metrics_are_one_flat_mapping_of_numbers_and_the_champions_name():
     }  # fmt: skip
     assert all(math.isfinite(v) for v in metrics.values() if not isinstance(v, str))
     expected = {
+        "confidence": 0.9,
         "reward.base": 0.25,
         "reward.champion": 0.5,
         "reward.challenger": 0.75,

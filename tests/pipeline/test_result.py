@@ -11,6 +11,7 @@ from tasks import paths
 
 FIGURES = {
     "champion.version": "base",
+    "confidence": 0.9,
     "reward.base": 0.4,
     "reward.challenger": 0.6,
     "reward.vs_base.mean": 0.2,
@@ -41,6 +42,14 @@ def test_a_difference_without_an_interval_is_told_without_one(tmp_path: Path) ->
     found = result.read_result(tmp_path, _outcomes("evaluate_policy"), None)
     assert "+0.200 (no interval)" in result.as_text(found)
     assert "| +0.200 | no interval |" in result.as_markdown(found)
+
+
+def test_the_interval_is_told_with_the_coverage_that_it_was_drawn_for(tmp_path: Path) -> None:
+    ends = {"reward.vs_base.low": 0.1, "reward.vs_base.high": 0.3}
+    _write(tmp_path, paths.EVALUATION_REPORT / "metrics.json", FIGURES | ends)
+    found = result.read_result(tmp_path, _outcomes("evaluate_policy"), None)
+    assert "difference (90% interval)" in result.as_text(found)
+    assert "| difference | 90% interval |" in result.as_markdown(found)
 
 
 def test_the_run_of_a_server_is_linked_there_and_not_on_this_machine(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.infra.servers import free_port, postgres_server, running, wait_for_ht
 
 GOOD: dict[str, float | str] = {
     "champion.version": "base",
+    "confidence": 0.9,
     "reward.challenger": 0.7,
     "reward.vs_champion.mean": 0.1,
     "reward.vs_champion.low": 0.05,
@@ -64,7 +65,7 @@ def test_good_figures_pass_every_gate() -> None:
     ("change", "gate", "sentence"),
     [
         ({"reward.vs_champion.mean": 0.009}, "difference", "is 0.009, below the floor 0.01"),
-        ({"reward.vs_champion.low": 0.0}, "interval", "0 to 0.15, is not above 0"),
+        ({"reward.vs_champion.low": 0.0}, "interval", "the 90% interval .*, 0 to 0.15, is not"),
         ({"rubric.vs_champion.mean": -0.001}, "part:rubric", "rubric, challenger minus champion"),
         ({"safety.challenger": 0.899}, "safety", "safety is 0.899, below the floor 0.9"),
         ({"reward.challenger": 0.985}, "reward_ceiling", "above what is believable"),

@@ -214,9 +214,9 @@ def flat_metrics(evaluation: Evaluation) -> dict[str, float | int | str]:
     `<measure>.<policy>` are means, for base, champion and challenger. `<measure>.vs_champion.mean`
     are paired differences of the challenger, for the reward and its parts; the reward and the
     rubric have `.low` and `.high` too (no ends where there is a single cluster), and the same
-    against the base. `comparison.json` has all the others.
+    against the base, at the coverage `confidence`. `comparison.json` has all the others.
     """
-    metrics: dict[str, float | int | str] = {}
+    metrics: dict[str, float | int | str] = {"confidence": evaluation.confidence}
     parts = [name for name in evaluation.means["challenger"] if name not in OWN_MEASURES]
     for measure in ("reward", *parts):
         metrics |= _means(evaluation, measure)

@@ -212,7 +212,9 @@ def _interval_above_zero(figures: Figures) -> GateResult:
     if low is None or high is None:
         return _unmeasured("interval", "reward.vs_champion.low", 0.0)
     where = "above 0" if low > 0 else "not above 0: the difference may be chance"
-    sentence = f"the interval of that difference, {low:.4g} to {high:.4g}, is {where}"
+    share = _figure(figures, "confidence")
+    which = "interval" if share is None else f"{100 * share:g}% interval"
+    sentence = f"the {which} of that difference, {low:.4g} to {high:.4g}, is {where}"
     return GateResult("interval", low > 0, low, 0.0, sentence)
 
 
