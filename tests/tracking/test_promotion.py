@@ -151,8 +151,31 @@ def test_a_promotion_that_is_said_twice_is_made_once(registered: TrackingConfig)
     promote(registered, PromoteConfig(), "1", GOOD)
     again = promote(registered, PromoteConfig(), "1", GOOD)
     assert again.promoted
-    assert again.reasons == ("this version is champion already",)
+    assert again.reasons[0] == "this version is champion already"
     assert len(history(registered)) == 1
+
+
+def test_a_promotion_that_is_said_twice_has_its_gates_both_times(
+    registered: TrackingConfig,
+) -> None:
+    promote(registered, PromoteConfig(), "1", GOOD)
+    figures = {**GOOD, "champion.version": "1"}
+    first = promote(registered, PromoteConfig(), "2", figures)
+    again = promote(registered, PromoteConfig(), "2", figures)
+    assert [(gate.name, gate.passed, gate.measured) for gate in again.gates] == [
+        (gate.name, gate.passed, gate.measured) for gate in first.gates
+    ]
+    assert len(again.gates) == 10
+    assert again.gates[0].sentence == "the champion was 1, as in the evaluation"
+    assert again.reasons[1:] == tuple(gate.sentence for gate in again.gates)
+    assert (again.promoted, again.previous) == (True, "1")
+
+    # evaluated again since: the champion with itself, so that it is no better
+    itself = {**GOOD, "champion.version": "2", "reward.vs_champion.mean": 0.0}
+    outcome = promote(registered, PromoteConfig(), "2", itself)
+    assert [gate.name for gate in outcome.gates if not gate.passed] == ["difference"]
+    assert "the champion is still 2, as in the evaluation" in outcome.reasons
+    assert champion_version(registered) == "2"
 
 
 def test_a_version_that_is_not_there_is_an_error(registered: TrackingConfig) -> None:

@@ -80,6 +80,11 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     )
     assert champion_version(project.tracking) == "1"
     assert "version 1 promoted" in capsys.readouterr().out
+    promote_model.run(project)  # as a forced run of the step does
+    assert len(promotion["gates"]) == 10
+    assert [one["passed"] for one in json.loads(paths.PROMOTION.read_text())["gates"]] == [
+        one["passed"] for one in promotion["gates"]
+    ]
 
     # figures that came after the registration are another policy's
     figures = paths.EVALUATION_REPORT / "metrics.json"

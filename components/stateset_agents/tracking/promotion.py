@@ -78,8 +78,9 @@ class PromotionOutcome:
         version: the challenger's.
         champion: the version in service now; None when there is none.
         previous: the version in service before.
-        reasons: a sentence for each gate that failed, or, after a promotion, for each that passed.
-        gates: all of them.
+        reasons: a sentence for each gate that failed, or, after a promotion, for each that passed;
+            the first says where the version was champion before it was asked.
+        gates: all of them, held against these figures also where nothing was left to decide.
     """
 
     promoted: bool
@@ -129,15 +130,24 @@ def evaluate_gates(figures: Figures, config: PromoteConfig) -> list[GateResult]:
     return gates
 
 
-def champion_gate(compared_with: str | None, champion: str | None) -> GateResult:
-    """The champion must still be the one that the challenger was compared with."""
+def champion_gate(
+    compared_with: str | None, champion: str | None, *, replaced: bool = False
+) -> GateResult:
+    """The champion must be the one that the challenger was compared with.
+
+    Args:
+        compared_with: the champion of the evaluation; None = there was none.
+        champion: the champion that the challenger takes the place of.
+        replaced: it has taken it already.
+    """
     then, now = compared_with or "the base model", champion or "the base model"
     same = compared_with == champion
+    is_, still, at = ("was", "", "before") if replaced else ("is", "still ", "now")
     sentence = (
-        f"the champion is still {now}, as in the evaluation"
+        f"the champion {is_} {still}{now}, as in the evaluation"
         if same
-        else f"the evaluation compared with {then}, and the champion is {now} now: evaluate again "
-        "(dvc repro --single-item --force evaluate_policy), then retrain"
+        else f"the evaluation compared with {then}, and the champion {is_} {now} {at}: evaluate "
+        "again (dvc repro --single-item --force evaluate_policy), then retrain"
     )
     return GateResult("champion_unchanged", same, None, None, sentence)
 
@@ -272,12 +282,13 @@ def promote(
     with promotion_lock(client, tracking, config.lock_seconds):
         champion = alias_version(client, name, CHAMPION)
         entries = read_history(client, name)
-        if champion == version:
-            # promoted before, by a run that ended before it could say so
-            previous = previous_champion(entries, champion)
-            return PromotionOutcome(True, version, champion, previous, (_ALREADY,), ())
+        compared_with = compared_champion(figures)
+        already = champion == version  # by a run that ended before it could say so, or a forced one
+        previous = previous_champion(entries, champion) if already else champion
         gates = (
-            champion_gate(compared_champion(figures), champion),
+            champion_gate(compared_with, previous, replaced=already)
+            if compared_with != version
+            else champion_gate(compared_with, champion),
             not_rolled_back_gate(
                 entries,
                 champion,
@@ -286,6 +297,9 @@ def promote(
             ),
             *evaluate_gates(figures, config),
         )
+        if already:
+            held = tuple(gate.sentence for gate in gates if gate.passed)
+            return PromotionOutcome(True, version, champion, previous, (_ALREADY, *held), gates)
         refused = [gate.sentence for gate in gates if not gate.passed]
         if refused:
             return PromotionOutcome(False, version, champion, champion, tuple(refused), gates)
