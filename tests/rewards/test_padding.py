@@ -89,6 +89,22 @@ async def test_a_line_of_the_policy_that_the_rubric_does_not_ask_for_is_padding(
     assert await of(unasked) == 1.0  # nothing says which line applies
 
 
+async def test_a_not_makes_nothing_that_is_beside_the_point_belong_to_it() -> None:
+    async def of(answer: str) -> float:
+        return (await score(PaddingReward(), conversation(answer))).score
+
+    for plain, denied in (
+        ("My uncle is a dentist.", "My uncle is not a dentist."),
+        ("We are glad that you wrote to us.", "We have never been so glad that you wrote to us."),
+        ("The moon is made of cheese.", "Nobody ever said that the moon is made of cheese."),
+    ):
+        assert await of(plain) == await of(denied) == 0.0, denied
+    refusal = "We cannot do that."  # once an answer, and one courteous sentence that leads on
+    assert await of(refusal) == await of(f"{refusal} I can help you today.") == 1.0
+    assert await of(f"{refusal} We will not do so. That is not for us.") == 0.0
+    assert await of(f"{refusal} I can help you today. I am glad to assist. We hope for it.") < 0.1
+
+
 async def test_padding_counts_by_its_words() -> None:
     turns = conversation("Let me help you. The refund takes 5 business days after that.")
     result = await score(PaddingReward(), turns)  # 4 words of 12

@@ -19,6 +19,16 @@ _SHORT = 2  # "Of course.": so short that one of them in an answer is manners
 _LONGEST_GOODBYE = 25
 _ROOT = 5
 _FROM_POLICY = ("ask_for", "state_fact", "stay_in_scope")
+_LONGEST_REFUSAL = 16
+# The speaker, or what was asked for, is what is denied: "we cannot", "that is not for me to say".
+_REFUSES = re.compile(
+    r" (?:i|we|it|this|that|there|you) (?:\w+ ){0,2}(?:cannot|not|no|never|unable|impossible)(?= )"
+    r"|^ (?:no|(?:please )?do not)(?= )| not (?:possible|allowed|available|able|something) "
+)
+_NO_REFUSAL = re.compile(
+    r" (?:(?:cannot|not|never) (?:\w+ )?(?:thank|wait|imagine|believe|agree)|"
+    r"glad|happy|pleased|delighted|grateful) "
+)
 _MANNERS = {
     "sorry": re.compile(r" (?:sorry|apologise|apologize|apology) "),
     "thanks": re.compile(r" (?:thank|thanks|appreciate) "),
@@ -36,10 +46,12 @@ class PaddingReward(RewardFunction):
 
     Per assistant turn `max(0, 1 - 2 * padding / words)`, the mean over turns. A sentence is on the
     matter when it
-    - asks for something that it names, or refuses something;
+    - asks for something that it names;
     - has a word of the policy or of the user (words of courtesy do not count);
+    - refuses in a few words ("we cannot do that"), the first of an answer that names nothing known;
     - is courteous ("I am happy to help with your order"), and has two such words that no courteous
-      sentence before it had, or leads on from a refusal.
+      sentence before it had, or is the first to lead on from a refusal.
+    A "not" alone is no refusal: it makes nothing that is beside the point belong to it.
     So courtesy that comes again in other words is padding. So is a line of the policy that has
     nothing to do with it, whatever it says: a sentence with two words or more, and more than of all
     others, from lines that meet no item of the scenario's rubric and that no user has said.
@@ -75,12 +87,23 @@ class _Said:
         foreign: those that stand only in lines of the policy that do not apply.
         courteous: those of them that stood in courteous sentences of the assistant.
         manners: kinds of manners that the assistant has shown.
+        refused: the answer that is read has refused something.
+        free: what of it was free, and is so once an answer: a refusal that names nothing known, and
+            courtesy that leads on from one.
     """
 
     known: frozenset[str]
     foreign: frozenset[str]
     courteous: frozenset[str] = frozenset()
     manners: frozenset[str] = frozenset()
+    refused: bool = False
+    free: frozenset[str] = frozenset()
+
+    def is_free_once(self, what: str) -> bool:
+        """True the first time in an answer."""
+        first = what not in self.free
+        self.free |= {what}
+        return first
 
 
 def _what_applies(policy: str, rubric: Rubric | None) -> str:
@@ -106,15 +129,15 @@ def _padded_share(answer: Answer, said: _Said) -> float:
     words = sum(len(sentence.words) for sentence in answer.sentences)
     is_goodbye = answer.closes and words <= _LONGEST_GOODBYE
     padded, short_ones = 0, 0
-    refused = False
+    said.refused, said.free = False, frozenset()
     for sentence in answer.sentences:
         shows_manners = _shows_new_manners(sentence, said)
         if is_goodbye:
             fits = bool(_COURTEOUS.search(sentence.stem_text))
         else:
-            fits = _is_on_the_matter(sentence, said, refused) or shows_manners
+            fits = _is_on_the_matter(sentence, said) or shows_manners
         if fits:
-            refused |= bool(sentence.negator_positions)
+            said.refused |= bool(sentence.negator_positions)
             continue
         short_ones += len(sentence.words) <= _SHORT
         if len(sentence.words) > _SHORT or short_ones > 1:
@@ -122,18 +145,30 @@ def _padded_share(answer: Answer, said: _Said) -> float:
     return padded / words if words else 0.0
 
 
-def _is_on_the_matter(sentence: Sentence, said: _Said, refused: bool) -> bool:
+def _is_on_the_matter(sentence: Sentence, said: _Said) -> bool:
     words = _roots(sentence.text)
-    if len(words & said.foreign) > max(1, len(words & said.known - said.foreign)):
-        return False
-    if sentence.negator_positions or (words and asks(sentence)):
-        return True
     known = words & said.known
+    if len(words & said.foreign) > max(1, len(known - said.foreign)):
+        return False
+    if words and asks(sentence):
+        return True
+    if _refuses(sentence) and (known or said.is_free_once("refusal")):
+        return True
     if not _COURTEOUS.search(sentence.stem_text):
         return bool(known)
     new = known - said.courteous
     said.courteous |= known
-    return refused or len(new) > 1
+    return len(new) > 1 or (said.refused and said.is_free_once("leading on"))
+
+
+def _refuses(sentence: Sentence) -> bool:
+    text = sentence.stem_text
+    return (
+        bool(sentence.negator_positions)
+        and len(sentence.words) <= _LONGEST_REFUSAL
+        and bool(_REFUSES.search(text))
+        and not _NO_REFUSAL.search(text)
+    )
 
 
 def _shows_new_manners(sentence: Sentence, said: _Said) -> bool:
