@@ -100,9 +100,8 @@ def _read_all(settings: DataConfig, work: Path) -> tuple[Located, LocatedPairs, 
             split = assign_splits((one for _, one in scenarios), intents, settings.intents, places)
             scenarios = [(places[one.id], one) for one in split]
         with _collect(problems):
-            check_preferences_apart(
-                [pair for _, pair in pairs[0]], [pair for _, pair in pairs[1]], intents
-            )
+            learned_from, measured_with = ([pair for _, pair in part] for part in pairs)
+            check_preferences_apart(learned_from, measured_with, intents, settings.intents)
     if problems:
         raise DataError(problems)
     return scenarios, pairs[0], pairs[1]

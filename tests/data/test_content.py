@@ -156,7 +156,7 @@ def test_there_are_640_pairs_to_learn_from_and_80_held_out_of_other_intents(
     assert len(pairs["train"]) >= 640
     assert len(pairs["heldout"]) >= 80
     intents = read_intents(FOLDER / "intents.yaml")
-    check_preferences_apart(pairs["train"], pairs["heldout"], intents)
+    check_preferences_apart(pairs["train"], pairs["heldout"], intents, "x")
     assert {intents[str(one.intent)].split for one in pairs["train"]} == {"train"}
 
 

@@ -6,6 +6,7 @@ held-out part a test of matters never trained on, not of other words for the sam
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from stateset_agents.data.schemas import Name, PreferencePair, Scenario, Split
 from stateset_agents.exceptions import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "heldout")
+
+# An unlisted name at least this much like a listed one (difflib's ratio of letters and digits) is
+# taken for a slip of the pen. A letter too many or too few in five, and a wrong one in eight, is
+# above it; the shop's own intents are at most 0.75 alike, and account_locked is 0.846 like
+# account_hacked.
+_NEARLY = 0.86
 
 
 class IntentEntry(BaseModel):
@@ -87,7 +94,9 @@ def assign_splits(
         if entry is None:
             problems.append(
                 f"{place}: key intent: found {scenario.intent!r}; allowed is one of "
-                f"the {len(intents)} intents of {source}, so add it there with its split"
+                f"the {len(intents)} intents of {source}, so "
+                + (f"write {meant!r}, or " if (meant := _nearly(scenario.intent, intents)) else "")
+                + "add it there with its split"
             )
             continue
         if scenario.topic != entry.topic:
@@ -110,11 +119,16 @@ def check_preferences_apart(
     learned_from: Sequence[PreferencePair],
     measured_with: Sequence[PreferencePair],
     intents: dict[str, IntentEntry],
+    source: Path | str,
 ) -> None:
     """Hold the two parts of the preferences apart, and both away from held-out intents.
 
+    Pairs may be of intents that `source`, where `intents` were read from, does not list. But a
+    listed name with a slip in it would get past this check, so what is nearly one is refused.
+
     Raises:
-        DataError: an intent in both parts, or a pair of an intent held out for evaluation.
+        DataError: an intent in both parts, a pair of an intent held out for evaluation, or of one
+            that is written nearly like a listed one.
     """
     both = {pair.intent for pair in learned_from} & {pair.intent for pair in measured_with} - {None}
     problems = [
@@ -122,7 +136,15 @@ def check_preferences_apart(
         for name in sorted(str(name) for name in both)
     ]
     for pair in (*learned_from, *measured_with):
-        entry = intents.get(pair.intent) if pair.intent else None
+        if pair.intent is None:
+            continue
+        entry = intents.get(pair.intent)
+        if entry is None and (meant := _nearly(pair.intent, intents)):
+            problems.append(
+                f"pair {pair.id}: key intent: found {pair.intent!r}, which {source} does not list, "
+                f"and nearly {meant!r}, which it does; write that, or list {pair.intent!r} there "
+                "with its split if it is another matter"
+            )
         if entry and entry.split == "heldout":
             problems.append(
                 f"pair {pair.id}: key intent: found {pair.intent!r}, which is held out for "
@@ -130,6 +152,17 @@ def check_preferences_apart(
             )
     if problems:
         raise DataError(problems)
+
+
+def _nearly(name: str, intents: Iterable[str]) -> str | None:
+    """The listed intent that `name` is a slip of, if it looks like one."""
+    simple = {_letters(listed): listed for listed in intents}
+    close = difflib.get_close_matches(_letters(name), simple, n=1, cutoff=_NEARLY)
+    return simple[close[0]] if close else None
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _load(path: Path) -> tuple[Any, list[str]]:
