@@ -205,6 +205,7 @@ def _rounded(measures: Mapping[str, float]) -> dict[str, float]:
 
 def _write_conversations(name: str, played: PolicyResult) -> None:
     """Some, to read, beside the model and not among the results."""
+    WORK.mkdir(parents=True, exist_ok=True)
     parts = []
     for one in played.scored[:: max(1, len(played.scored) // _SHOWN_CONVERSATIONS)]:
         said = [f"- {turn.role}: {turn.content}" for turn in one.trajectory.turns]
