@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stateset_agents.core.reward import RewardFunction, Scorable
-from stateset_agents.core.rubric import Rubric
+from stateset_agents.core.rubric import Rubric, RubricItem
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.data.readers import read_scenarios
 from stateset_agents.data.schemas import Scenario
@@ -103,6 +103,52 @@ async def test_a_not_makes_nothing_that_is_beside_the_point_belong_to_it() -> No
     assert await of(refusal) == await of(f"{refusal} I can help you today.") == 1.0
     assert await of(f"{refusal} We will not do so. That is not for us.") == 0.0
     assert await of(f"{refusal} I can help you today. I am glad to assist. We hope for it.") < 0.1
+
+
+async def test_what_is_made_up_is_padding_though_a_word_of_it_is_known() -> None:
+    """Sentences of policies that reinforcement drove astray while this gate let them pass."""
+    policy = (
+        "You answer customers of Larkmoor, an online shop. Policy:\n"
+        "- The security team blocks an account within 1 hour of a report.\n"
+        "- The police write to our legal team.\n"
+        "- The receiver of a gift gets the value as a gift card, not as cash.\n"
+        "- A new battery must charge for 3 hours before first use."
+    )
+
+    async def of(answer: str, policy: str = policy) -> float:
+        turns = [
+            ConversationTurn("system", policy),
+            ConversationTurn("user", "There are purchases in my name that I never made."),
+            ConversationTurn("assistant", answer),
+        ]
+        return (await score(PaddingReward(), turns)).score
+
+    for made_up in (
+        "The security people next door keep a close eye on everybody's garden.",
+        "You can give a gift of 20 grimmels, a coin of the realm.",
+        "It is not wise to make a lot of money at once, and the neighbours will never understand.",
+        "The report is paid for the last 10 days of an excellent summer.",
+    ):
+        assert await of(made_up) == 0.0, made_up
+    without_policy = "Purchases by a stranger are paid back by the bank within ten days."
+    assert await of(without_policy, "You are a helpful assistant.") == 1.0
+    for held in (
+        "The security team can block your account within one hour.",
+        "The gift card has the value of the gift.",
+        "We cannot do that.",
+    ):
+        assert await of(held) == 1.0, held
+
+
+async def test_a_refusal_that_names_nothing_is_padding_where_nothing_is_to_be_refused() -> None:
+    async def of(*items: RubricItem) -> float:
+        turns = conversation("That is not possible.", user=("Where is my money?",))
+        return (await score(PaddingReward(), turns, rubric=Rubric(items=items))).score
+
+    manners = RubricItem(kind="acknowledge", description="thanks", any_of=(("thanks",),))
+    fact = RUBRIC.items[2]  # the refund takes 5 business days
+    scope = RubricItem(kind="stay_in_scope", description="the shop", any_of=(("order",),))
+    assert await of(fact, manners) < await of(fact, scope)
 
 
 async def test_padding_counts_by_its_words() -> None:

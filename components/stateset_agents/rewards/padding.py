@@ -9,7 +9,13 @@ from typing import Any
 
 from stateset_agents.core.asking import asks
 from stateset_agents.core.reward.base import RewardFunction, RewardResult
-from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text, rubric_of
+from stateset_agents.core.reward.conversation import (
+    LEAST_OF_A_POLICY,
+    Answer,
+    answers_of,
+    policy_text,
+    rubric_of,
+)
 from stateset_agents.core.rubric import Rubric, meets
 from stateset_agents.core.sentences import Sentence, content_words, split_sentences
 from stateset_agents.core.trajectory import ConversationTurn
@@ -20,6 +26,9 @@ _LONGEST_GOODBYE = 25
 _ROOT = 5
 _FROM_POLICY = ("ask_for", "state_fact", "stay_in_scope")
 _LONGEST_REFUSAL = 16
+# "We cannot make it faster, I am afraid." has three; an excuse that is made up has more.
+_NEW_WORDS_OF_A_REFUSAL = 3
+_GROUNDED_SHARE = 0.5  # reference answers: 97% of statements reach it; a model that drifts: 30%
 # The speaker, or what was asked for, is what is denied: "we cannot", "that is not for me to say".
 _REFUSES = re.compile(
     r" (?:i|we|it|this|that|there|you) (?:\w+ ){0,2}(?:cannot|not|no|never|unable|impossible)(?= )"
@@ -47,8 +56,12 @@ class PaddingReward(RewardFunction):
     Per assistant turn `max(0, 1 - 2 * padding / words)`, the mean over turns. A sentence is on the
     matter when it
     - asks for something that it names;
-    - has a word of the policy or of the user (words of courtesy do not count);
-    - refuses in a few words ("we cannot do that"), the first of an answer that names nothing known;
+    - states what can be held against the policy or the user's words: half of its content words, or
+      more, are theirs (words of courtesy do not count), so what is made up is padding; without a
+      policy of a dozen content words there is nothing to hold it to, and one of them is enough;
+    - refuses in a few words ("we cannot do that"), the first of an answer that names nothing known,
+      where something is to be refused: the rubric keeps to a scope, or a "not" stands in a line of
+      the policy that meets it;
     - is courteous ("I am happy to help with your order"), and has two such words that no courteous
       sentence before it had, or is the first to lead on from a refusal.
     A "not" alone is no refusal: it makes nothing that is beside the point belong to it.
@@ -58,17 +71,23 @@ class PaddingReward(RewardFunction):
     Manners are free: the first apology and the first thanks of a conversation, in each answer one
     sentence of two words, and a short reply to a user who says goodbye, where facts are padding.
     Meant as a gate of a `CompositeReward`. Fooled by: the right facts at the wrong turn and
-    questions whose answer was given (the rubric knows which turn wants which), and courtesy that
-    carries two new words of the user each time.
+    questions whose answer was given (the rubric knows which turn wants which), known words put
+    together to something false, and courtesy that carries two new words of the user each time.
     """
 
     async def compute_reward(
         self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
     ) -> RewardResult:
         """Score one conversation; one without an assistant turn gets 1."""
-        policy = policy_text(turns, context)
-        applies = _what_applies(policy, rubric_of(context))
-        said = _Said(known=_roots(policy), foreign=_roots(policy) - _roots(applies))
+        policy, rubric = policy_text(turns, context), rubric_of(context)
+        applies = _what_applies(policy, rubric)
+        known = _roots(policy)
+        said = _Said(
+            known=known,
+            foreign=known - _roots(applies),
+            grounded_share=_GROUNDED_SHARE if len(known) >= LEAST_OF_A_POLICY else 0.0,
+            may_refuse=_wants_a_refusal(applies, rubric),
+        )
         shares = [_padded_share(answer, said) for answer in answers_of(turns, context)]
         scores = [max(0.0, 1 - 2 * share) for share in shares]
         return RewardResult(
@@ -85,6 +104,8 @@ class _Said:
     Attributes:
         known: roots of the content words of the policy and of the user.
         foreign: those that stand only in lines of the policy that do not apply.
+        grounded_share: of a statement's content words that are known, at least.
+        may_refuse: a refusal that names nothing known can be what is wanted.
         courteous: those of them that stood in courteous sentences of the assistant.
         manners: kinds of manners that the assistant has shown.
         refused: the answer that is read has refused something.
@@ -94,6 +115,8 @@ class _Said:
 
     known: frozenset[str]
     foreign: frozenset[str]
+    grounded_share: float
+    may_refuse: bool
     courteous: frozenset[str] = frozenset()
     manners: frozenset[str] = frozenset()
     refused: bool = False
@@ -120,6 +143,12 @@ def _what_applies(policy: str, rubric: Rubric | None) -> str:
         if any(meets(item, sentence) for item in items)
     ]
     return "\n".join([*words, *sentences])
+
+
+def _wants_a_refusal(applies: str, rubric: Rubric | None) -> bool:
+    if rubric is None or any(item.kind == "stay_in_scope" for item in rubric.items):
+        return True
+    return any(sentence.negator_positions for sentence in split_sentences(applies))
 
 
 def _padded_share(answer: Answer, said: _Said) -> float:
@@ -152,13 +181,20 @@ def _is_on_the_matter(sentence: Sentence, said: _Said) -> bool:
         return False
     if words and asks(sentence):
         return True
-    if _refuses(sentence) and (known or said.is_free_once("refusal")):
+    is_grounded = bool(known) and len(known) >= said.grounded_share * len(words)
+    if _refuses(sentence) and (is_grounded or _is_a_plain_refusal(words - known, said)):
         return True
     if not _COURTEOUS.search(sentence.stem_text):
-        return bool(known)
+        return is_grounded
     new = known - said.courteous
     said.courteous |= known
-    return len(new) > 1 or (said.refused and said.is_free_once("leading on"))
+    return (is_grounded and len(new) > 1) or (said.refused and said.is_free_once("leading on"))
+
+
+def _is_a_plain_refusal(made_up: frozenset[str], said: _Said) -> bool:
+    return (
+        said.may_refuse and len(made_up) <= _NEW_WORDS_OF_A_REFUSAL and said.is_free_once("refusal")
+    )
 
 
 def _refuses(sentence: Sentence) -> bool:

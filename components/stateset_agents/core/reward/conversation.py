@@ -19,6 +19,8 @@ _CLOSING = re.compile(
     r"nothing else|all good|great help) "
 )
 _LONGEST_FAREWELL = 16  # words
+# Content words: "You are a helpful assistant." is no policy to hold an answer to.
+LEAST_OF_A_POLICY = 12
 
 
 @dataclass(frozen=True, slots=True)

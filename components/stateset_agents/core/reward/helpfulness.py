@@ -15,7 +15,12 @@ from stateset_agents.core.embedding import (
 )
 from stateset_agents.core.facts import root_of
 from stateset_agents.core.reward.base import RewardFunction, RewardResult, Scorable
-from stateset_agents.core.reward.conversation import Answer, answers_of, policy_text
+from stateset_agents.core.reward.conversation import (
+    LEAST_OF_A_POLICY,
+    Answer,
+    answers_of,
+    policy_text,
+)
 from stateset_agents.core.sentences import (
     Sentence,
     content_words,
@@ -34,7 +39,6 @@ Addressing = Literal["auto", "lexical", "embeddings"]
 _NEW_WORDS_PER_SENTENCE = 4
 _ENOUGH_OF_THE_USERS = 2
 _ENOUGH_KNOWN, _ENOUGH_WITHOUT_POLICY = 4, 6
-_POLICY_WORDS = 12  # "You are a helpful assistant." is no policy to hold an answer to
 _GROUNDED_SHARE = 0.4
 _INVENTED_NUMBER_FACTOR = 0.7
 _ECHO_OF_A_SUBJECT = 0.375  # "The capital of France is Paris." takes up the question's words
@@ -169,7 +173,7 @@ def _parts(
         short = len(normalised_words(answer.text)) <= _LONGEST_REPLY_TO_IT
         polite = 1.0 if short and _FAREWELL.intersection(_all_words(answer)) else 1 / 3
         return parts | dict.fromkeys(("address", "substance", "direction"), polite)
-    has_policy = len(policy) >= _POLICY_WORDS
+    has_policy = len(policy) >= LEAST_OF_A_POLICY
     sentences = answer.plain_sentences if has_policy else _prose(answer)
     used = _used_words(sentences, known)
     if not has_policy:
