@@ -9,13 +9,13 @@ import contextlib
 import fcntl
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from stateset_agents.exceptions import PipelineError
+from stateset_agents.tracking.whole_folder import UNFINISHED, in_place_of, put_all_back
 from tasks import paths
 
 _UNFINISHED_OUTPUTS = (
@@ -30,17 +30,17 @@ _UNFINISHED_OUTPUTS = (
         Path("writing"),
     ),
 )
-# A dot, what it would have become, and what makes the name of a temporary folder or file its own.
+_OUTPUT = rf"(?:{'|'.join(re.escape(path.name) for path in _UNFINISHED_OUTPUTS)})"
+# What it would have become, and what makes the name of a temporary folder or file its own.
 _UNFINISHED = re.compile(
-    rf"\.(?:{'|'.join(re.escape(path.name) for path in _UNFINISHED_OUTPUTS)})"
-    r"(?:[-.][a-z0-9_]{8}|\.tmp)"
+    rf"{re.escape(UNFINISHED)}{_OUTPUT}|\.{_OUTPUT}(?:[-.][a-z0-9_]{{8}}|\.tmp)"
 )
 
 
 @contextlib.contextmanager
 def at_work(root: Path) -> Iterator[None]:
     """Be one of the steps that are at work below `root`; the first of them removes what steps that
-    were killed left unfinished.
+    were killed left unfinished, and puts back what one of them was replacing.
 
     Whether another one is at work is the operating system's to say: its lock ends with its holder.
     """
@@ -59,6 +59,7 @@ def _remove_unfinished(root: Path) -> None:
         shutil.rmtree(copy)
     data = root / paths.POLICY.parent
     for folder in (data, *data.glob("reports"), *data.glob("reports/*/")):
+        put_all_back(folder)
         for entry in folder.glob(".*"):
             if not _UNFINISHED.fullmatch(entry.name):
                 continue
@@ -88,18 +89,11 @@ def in_place(folder: Path) -> Iterator[Path]:
     Raises:
         PipelineError: weights could not be written, for want of space for instance.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        unfinished = Path(temporary) / "new"
-        unfinished.mkdir()
-        try:
-            with naming(folder):
-                yield unfinished
-        except SafetensorError as error:  # its own kind of what Python calls an OSError
-            raise PipelineError(
-                f"{folder} could not be written: {error}; make room and start again: what was "
-                "there before is as it was"
-            ) from error
-        if folder.exists():
-            folder.rename(Path(temporary) / "replaced")
-        unfinished.rename(folder)
+    try:
+        with naming(folder), in_place_of(folder) as unfinished:
+            yield unfinished
+    except SafetensorError as error:  # its own kind of what Python calls an OSError
+        raise PipelineError(
+            f"{folder} could not be written: {error}; make room and start again: what was "
+            "there before is as it was"
+        ) from error

@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from stateset_agents.data.splits import (
 from stateset_agents.exceptions import DataError
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.artifact_store import fetch_data
+from stateset_agents.tracking.whole_folder import take_place
 from tasks import entry, paths
 from tasks.expectations import Expectation, Table, Verdict, temporary_folder, validate
 from tasks.folders import naming
@@ -62,7 +62,8 @@ def run(config: RunConfig) -> None:
         verdicts = validate(tables, docs)
         summary = _summarise(scenarios, learned_from, measured_with, verdicts)
         (docs / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-        _replace_folder(docs, paths.DATA_REPORT)
+        paths.DATA_REPORT.parent.mkdir(parents=True, exist_ok=True)
+        take_place(docs, paths.DATA_REPORT)
         _stop_if_critical(verdicts)
         _write_parts(Path(work), scenarios, learned_from, measured_with)
     _LOG.info(
@@ -315,14 +316,6 @@ def _write_parts(
     paths.VALIDATED.mkdir(parents=True, exist_ok=True)
     for name in parts:
         os.replace(work / name, paths.VALIDATED / name)
-
-
-def _replace_folder(new: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    old = new.with_name("old_report")
-    if place.exists():
-        shutil.move(place, old)
-    os.replace(new, place)
 
 
 if __name__ == "__main__":

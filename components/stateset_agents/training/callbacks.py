@@ -205,11 +205,10 @@ class CheckpointCallback(TrainingCallback):
             return
         value = _watched(self.name, self.best_metric, metrics)
         if value is not None and (self.best is None or value > self.best):
-            from stateset_agents.training.final_policy import write_policy
-            from stateset_agents.training.whole_folder import replace_folder
+            from stateset_agents.training.final_policy import write_policy, write_whole
 
             self.best = value
-            replace_folder(self.save_dir / "best", lambda folder: write_policy(folder, trainer))
+            write_whole(self.save_dir / "best", lambda folder: write_policy(folder, trainer))
 
 
 def _watched(name: str, metric: str, metrics: Mapping[str, float]) -> float | None:

@@ -29,9 +29,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stateset_agents.exceptions import CheckpointError
+from stateset_agents.tracking.whole_folder import UNFINISHED, in_place_of, put_all_back, put_back
 
 _PREFIX = "step_"
-_UNFINISHED = ".unfinished-"
 
 
 @dataclass(slots=True)
@@ -54,28 +54,24 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `folder/step_<n>`, on the disk for good before it gets its name; of those up to step n
-    drop all but the newest `keep`. Later ones are another run's, and not this one's to drop.
+    """Write `folder/step_<n>`, on the disk for good before it gets its name, in the place of one
+    that has it; of those up to step n drop all but the newest `keep`. Later ones are another run's,
+    and not this one's to drop.
 
     Raises:
         CheckpointError: it could not be written, for want of space or otherwise. Nothing of it is
             left, and the checkpoints before it are as they were.
     """
     target = folder / f"{_PREFIX}{checkpoint.step}"
-    unfinished = folder / f"{_UNFINISHED}{checkpoint.step}-{os.getpid()}"
     needed = _size(checkpoint)
     _check_state(checkpoint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_unfinished(folder)
-        unfinished.mkdir()
-        _write(unfinished, checkpoint)
-        if target.exists():
-            _discard(target)
-        unfinished.rename(target)
+        with in_place_of(target) as unfinished:
+            _write(unfinished, checkpoint)
         _sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: the checkpoint of step {checkpoint.step} needs {needed:,} bytes and could "
             f"not be written ({error}); {_free(folder)} bytes are free. Earlier checkpoints are "
@@ -114,6 +110,7 @@ def load_checkpoint(path: Path, fingerprint: Mapping[str, str]) -> Checkpoint:
     Raises:
         CheckpointError: there is none, it cannot be read, or its fingerprint is another run's.
     """
+    put_back(path)
     chosen = path if (path / "state.json").is_file() else _newest_of_run(path, fingerprint)
     if chosen is None:
         raise CheckpointError(_no_checkpoint(path))
@@ -246,6 +243,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Finished ones, oldest first."""
     if not folder.is_dir():
         return []
+    put_all_back(folder)
     numbered = [
         (int(path.name.removeprefix(_PREFIX)), path)
         for path in folder.glob(f"{_PREFIX}*")
@@ -276,14 +274,14 @@ def _fingerprint_of(path: Path) -> dict[str, str] | None:
 
 def _discard(path: Path) -> None:
     """Take its name away first: killed in between, no half checkpoint is left under it."""
-    nameless = path.with_name(f"{_UNFINISHED}{path.name}-{os.getpid()}")
+    nameless = path.with_name(f"{UNFINISHED}{path.name}-{os.getpid()}")
     path.rename(nameless)
     shutil.rmtree(nameless)
 
 
 def _remove_unfinished(folder: Path) -> None:
     """What a killed run was writing or removing; one run writes to a folder at a time."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
+    for left in folder.glob(f"{UNFINISHED}*"):
         shutil.rmtree(left)
 
 

@@ -6,13 +6,14 @@ folder is whole or not there. What the folder says is `tracking.policy_folder`'s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stateset_agents.core.agent import GenerationSettings
+from stateset_agents.exceptions import CheckpointError
 from stateset_agents.tracking.policy_folder import FINAL, source_of, write_policy_file
-from stateset_agents.training.whole_folder import replace_folder
+from stateset_agents.tracking.whole_folder import in_place_of
 
 if TYPE_CHECKING:
     from stateset_agents.training.trainer import Trainer
@@ -24,7 +25,23 @@ def save_final(trainer: Trainer, save_dir: Path | str) -> Path:
     Raises:
         CheckpointError: it could not be written; the one before is as it was.
     """
-    return replace_folder(Path(save_dir) / FINAL, lambda folder: write_policy(folder, trainer))
+    return write_whole(Path(save_dir) / FINAL, lambda folder: write_policy(folder, trainer))
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> Path:
+    """Call `write` with an empty folder and give it the name `target` when that went well.
+
+    Raises:
+        CheckpointError: the disk did not take it; what was there before is as it was.
+    """
+    try:
+        with in_place_of(target) as folder:
+            write(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be written: {error}; make room, or give another folder"
+        ) from error
+    return target
 
 
 def write_policy(folder: Path, trainer: Trainer, more: Mapping[str, Any] | None = None) -> None:

@@ -30,10 +30,11 @@ from stateset_agents.rollout.scoring import check_some_have_rewards, score_group
 from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.tracking.loggers import MetricLogger
 from stateset_agents.tracking.policy_folder import FINAL, write_policy_file
+from stateset_agents.tracking.whole_folder import put_all_back, put_back
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.final_policy import write_whole
 from stateset_agents.training.scenario_order import scenarios_of_step
-from stateset_agents.training.whole_folder import replace_folder
 
 STATE_FILE = "state.json"
 STUB_ANSWER_BYTES = 512
@@ -152,7 +153,7 @@ class Rehearsal:
         def write(target: Path) -> None:
             (target / STATE_FILE).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
-        target = replace_folder(Path(folder) / f"step_{self.step}", write)
+        target = write_whole(Path(folder) / f"step_{self.step}", write)
         limit = self.config.save_total_limit if keep is None else keep
         steps = [path for path in Path(folder).glob("step_*") if path.name[5:].isdecimal()]
         until_now = sorted((s for s in steps if int(s.name[5:]) <= self.step), key=_number)
@@ -175,7 +176,7 @@ class Rehearsal:
             "train": self.config.model_dump(),
             "agent": self._settings.model_dump(include=set(GenerationSettings.model_fields)),
         }
-        return replace_folder(
+        return write_whole(
             Path(save_dir) / FINAL, lambda folder: write_policy_file(folder, described)
         )
 
@@ -215,6 +216,7 @@ class Rehearsal:
             callback.on_episode(run, trajectory)
 
     def _restore(self, path: Path) -> None:
+        put_back(path)
         chosen = path if (path / STATE_FILE).is_file() else _newest(path)
         if chosen is None:
             raise CheckpointError(
@@ -264,6 +266,7 @@ def _reward_numbers(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
 
 
 def _newest(folder: Path) -> Path | None:
+    put_all_back(folder)
     found = [
         path
         for path in folder.glob("step_*")
