@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +10,6 @@ import textwrap
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,8 +19,6 @@ from stateset_agents.training.checkpoint import (
     Checkpoint,
     latest_checkpoint,
     load_checkpoint,
-    random_states,
-    restore_random_states,
     save_checkpoint,
 )
 from tests.training.runs import make_trainer, train
@@ -107,17 +104,6 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path, FINGERPRINT)
 
 
-def test_random_states_come_back_after_json(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(1)
-    checkpoint.state["random"] = random_states()
-    save_checkpoint(tmp_path, checkpoint, keep=1)
-    expected = (random.random(), np.random.rand(), torch.rand(1).item())
-
-    restore_random_states(load_checkpoint(tmp_path, FINGERPRINT).state["random"])
-
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
-
-
 _FILL_THE_DISK = """
 from pathlib import Path
 import torch
@@ -177,6 +163,53 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_nothing_else(tmp_path: 
 
     assert "No space left on device" in done.stdout
     _assert_nothing_is_lost(done.stdout, folder)
+
+
+_KILL_AT_EVERY_EVENT = """
+import itertools, os, shutil, signal, sys
+from pathlib import Path
+import torch
+from stateset_agents.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+folder = Path(sys.argv[1]) / "checkpoints"
+
+def checkpoint(value):
+    return Checkpoint(3, {}, {"w": torch.full((2,), value)}, {})
+
+found = []
+for number in itertools.count():
+    shutil.rmtree(folder, ignore_errors=True)
+    save_checkpoint(folder, checkpoint(0.0), keep=2)
+    child = os.fork()
+    if child == 0:
+        events = itertools.count()
+        def hook(event, arguments):
+            if event.startswith(("open", "os.", "shutil.")) and next(events) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        save_checkpoint(folder, checkpoint(1.0), keep=2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    found.append(load_checkpoint(folder, {}).weights["w"].sum().item())
+    if status == 0:
+        break
+print(found)
+"""
+
+
+def test_killed_anywhere_while_a_step_is_saved_again_its_old_or_its_new_checkpoint_is_whole(
+    tmp_path: Path,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _KILL_AT_EVERY_EVENT, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    turn = found.index(2.0)
+    assert 5 < turn < len(found) - 1
+    assert found == [0.0] * turn + [2.0] * (len(found) - turn)
 
 
 def test_a_run_with_other_settings_does_not_take_the_checkpoint(

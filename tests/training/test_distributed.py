@@ -112,11 +112,25 @@ def spoken(agent: MultiTurnAgent) -> str:
     return asyncio.run(agent.generate_response([{"role": "user", "content": "Hello"}]))
 
 
+class TellsSeeds(LettersE):
+    """Writes down what torch's generator began with, a file for each process that asks."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    async def compute_reward(
+        self, turns: Sequence[ConversationTurn], context: dict[str, Any] | None = None
+    ) -> float:
+        (self.folder / f"seed-{os.getpid()}").write_text(str(torch.initial_seed()))
+        return await super().compute_reward(turns, context)
+
+
 def test_two_processes_train_as_one_and_either_resumes_the_other(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     """One session of processes answers several questions: starting them is what costs."""
-    alone, two = make(tiny_model_dir, 1), make(tiny_model_dir, 2)
+    alone, two = make(tiny_model_dir, 1), make(tiny_model_dir, 2, reward=TellsSeeds(tmp_path))
     by_one, by_two = tmp_path / "one", tmp_path / "two"
     heard = Heard()
 
@@ -128,6 +142,10 @@ def test_two_processes_train_as_one_and_either_resumes_the_other(
     played = TOTAL_STEPS * alone.config.groups_per_step * alone.config.num_generations
     assert len(heard.names) == len(set(heard.names)) == played
     assert not torch.distributed.is_initialized()
+    # dropout draws from these: rows of two processes are not to lose the same places
+    seeds = {int(path.read_text()) for path in tmp_path.glob("seed-*")}
+    assert len(seeds) == 2
+    assert two.config.seed in seeds
 
     fewer = train(make(tiny_model_dir, 1), resume_from=by_two / "step_2")
     more = train(make(tiny_model_dir, 2), resume_from=by_one / "step_2")
@@ -250,6 +268,17 @@ def test_two_processes_train_as_one_with(tiny_model_dir: Path, settings: dict[st
     expected, weights = train(alone), train(two)
     assert_same_run(two, alone)
     assert_close(weights, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_with_dropout_go_on_bit_for_bit(tiny_model_dir: Path, tmp_path: Path) -> None:
+    def dropping() -> Trainer:
+        return make(tiny_model_dir, 2, num_episodes=4, lora_dropout=0.5)
+
+    expected = train(dropping(), [CheckpointCallback(tmp_path, keep=9)])
+    resumed = train(dropping(), resume_from=tmp_path / "step_1")
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 class Deadly(LettersE):

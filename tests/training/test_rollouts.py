@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stateset_agents.core.environment import ConversationEnvironment
 from stateset_agents.core.trajectory import ConversationTurn, TrajectoryGroup
-from stateset_agents.exceptions import NonFiniteLossError, RewardError
+from stateset_agents.exceptions import CheckpointError, NonFiniteLossError, RewardError
 from stateset_agents.rollout.stored import group_from_json, group_to_json
 from stateset_agents.training.callbacks import TrainingCallback
 from stateset_agents.training.config import TrainingConfig
@@ -125,6 +127,47 @@ def test_an_update_that_fails_ends_training_and_the_conversations_beside_it(
     )
     with pytest.raises(NonFiniteLossError):
         train(trainer)
+
+
+class HoldsItsUpdate(TrainingCallback):
+    """Lets the update wait for `let_go`; `begun` and `ended` tell where it is."""
+
+    def __init__(self) -> None:
+        self.begun, self.let_go, self.ended = (threading.Event() for _ in range(3))
+
+    async def on_train_start(self, trainer: Trainer) -> None:
+        def wait(gradient: torch.Tensor) -> None:
+            self.begun.set()
+            assert self.let_go.wait(timeout=60)
+
+        next(iter(trainer.policy.trainable.values())).register_hook(wait)
+        trainer.learner.optimizer.optimizer.register_step_post_hook(lambda *_: self.ended.set())
+
+
+async def test_training_that_is_cancelled_a_step_ahead_waits_for_its_update_and_saves_no_half_step(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(tiny_model_dir, **FOUR_STEPS, off_policy_steps=1)
+    held = HoldsItsUpdate()
+    training = asyncio.create_task(trainer.train([held]))
+    await asyncio.to_thread(held.begun.wait, 60)
+
+    with pytest.raises(CheckpointError, match="the update of step 1 is under way or was cut off"):
+        trainer.save_checkpoint(tmp_path)
+    training.cancel()
+    await asyncio.sleep(0)
+    training.cancel()  # whoever asks twice waits as well
+    asyncio.get_running_loop().call_later(0.1, held.let_go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await training
+
+    try:
+        assert held.ended.is_set()
+        with pytest.raises(CheckpointError, match=r"keep the weights .* by save_policy"):
+            trainer.save_checkpoint(tmp_path)
+    finally:
+        held.let_go.set()
+        await trainer.close()
 
 
 class EqualFor(LettersE):

@@ -12,18 +12,15 @@ rest is JSON, so loading a checkpoint never runs code.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
-import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -179,37 +176,6 @@ def digest_weights(model: torch.nn.Module, samples: int = 1024) -> str:
         sha.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         sha.update(spread.numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def random_states() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's global generators, as JSON."""
-    version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": [version, list(numbers), gauss],
-        "numpy": [kind, [int(key) for key in keys], position, has_gauss, cached],
-        "torch": _encode(torch.get_rng_state()),
-        "cuda": [_encode(state) for state in torch.cuda.get_rng_state_all()],
-    }
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Put the generators back to where `random_states` saw them."""
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_decode(states["torch"]))
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all([_decode(state) for state in states["cuda"]])
-
-
-def _encode(state: torch.Tensor) -> str:
-    return base64.b64encode(state.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,6 @@ goes in each process. It does not know how processes talk (`distributed_group.py
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
-from stateset_agents.core.seeds import derive_seed
 from stateset_agents.core.trajectory import TrajectoryGroup
 from stateset_agents.exceptions import CheckpointError, ConfigurationError, ProcessLostError
 from stateset_agents.training.algorithms import ALGORITHMS
@@ -31,6 +29,7 @@ from stateset_agents.training.objective import objective_of
 from stateset_agents.training.optimizer_state import restore_optimizer
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.processes import ALONE, Weights, whole
+from stateset_agents.training.random_states import seed_generators, seed_of_process
 from stateset_agents.training.step import Learner
 from stateset_agents.training.trainer import Trainer
 
@@ -136,7 +135,8 @@ class DistributedTrainer(Trainer):
             if self.strategy == "ddp":
                 group.follow_first(self._ready().trainable.values())
             if group.rank > 0:
-                _seed_generators(derive_seed(self.config.seed, "process", group.rank))
+                # the first process's are the user's
+                seed_generators(seed_of_process(self.config.seed, group.rank))
             agent = await super().train(callbacks if group.rank == 0 else None, resume_from)
             if self.strategy == "fsdp":
                 self._gather_whole()
@@ -403,13 +403,3 @@ def _check(
         )
     if problems:
         raise ConfigurationError(problems)
-
-
-def _seed_generators(seed: int) -> None:
-    """The first process's generators are the user's; the others' are told apart from them."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

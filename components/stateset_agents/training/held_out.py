@@ -20,8 +20,8 @@ from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rollout.collect import collect_groups
 from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
-from stateset_agents.training.checkpoint import random_states, restore_random_states
 from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.random_states import random_states, restore_random_states
 
 _log = logging.getLogger(__name__)
 

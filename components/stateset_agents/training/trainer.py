@@ -1,7 +1,7 @@
 """The training loop: play, score, compare, batch, step, hand the weights over, look, save.
 
-Owns the order of a run and what a resumed run needs. It does not know which algorithm it runs, how
-conversations are played, nor where metrics go.
+Owns the order of a run. It does not know which algorithm it runs, how conversations are played,
+what a resumed run needs (`run_state.py`), nor where metrics go.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +22,14 @@ from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.exceptions import CheckpointError
 from stateset_agents.tracking.reports import check_installed, open_reports
-from stateset_agents.training import checkpoint as checkpoints
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import step_rows
 from stateset_agents.training.callbacks import TrainingCallback, in_calling_order
-from stateset_agents.training.config import SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS, TrainingConfig
-from stateset_agents.training.critic import (
-    config_with_value_function,
-    make_critic,
-    value_function_fingerprint,
-)
+from stateset_agents.training.checkpoint import digest_weights, load_checkpoint, save_checkpoint
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.critic import config_with_value_function, make_critic
 from stateset_agents.training.debug_checks import check_batch, tell_conversations
 from stateset_agents.training.demonstrations import Demonstration, demonstration_batch
 from stateset_agents.training.held_out import HeldOutEvaluation
@@ -43,16 +40,20 @@ from stateset_agents.training.metrics import (
     with_rates,
 )
 from stateset_agents.training.objective import imitation_of
-from stateset_agents.training.optimizer_state import optimizer_tensors, restore_optimizer
+from stateset_agents.training.optimizer_state import optimizer_tensors
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.policy_model import load_policy_model
-from stateset_agents.training.preferences import (
-    Preference,
-    PreferencePlayer,
-    preference_fingerprint,
-)
+from stateset_agents.training.preferences import Preference, PreferencePlayer
 from stateset_agents.training.processes import ALONE, Processes, Weights
+from stateset_agents.training.random_states import seed_of_process
 from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
+from stateset_agents.training.run_state import (
+    RunState,
+    answers,
+    checkpoint_of,
+    restore,
+    run_fingerprint,
+)
 from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
 from stateset_agents.training.step_batch import make_step_batch
@@ -73,8 +74,6 @@ if TYPE_CHECKING:
     from stateset_agents.tracking.loggers import MetricLogger
 
 
-# What a checkpoint asks of every process.
-RANDOM_STATES = "random states"
 # Imitation steps over which the learning rate rises from 0.
 WARM_START_RISE = 3
 
@@ -187,6 +186,7 @@ class Trainer:
         # The next step's conversations, where they were played before this step's update.
         self._ahead: StepRollout | None = None
         self._warned_of_sampling = False
+        self._is_between_steps = True
 
     # --- what callbacks and callers use ----------------------------------------------------------
 
@@ -227,31 +227,26 @@ class Trainer:
         """Write `folder/step_<n>` and drop the oldest beyond `keep` (None: `save_total_limit`).
 
         Raises:
-            CheckpointError: it could not be written; those before it are whole.
+            CheckpointError: it could not be written, or a step's update is under way or was cut
+                off; those before it are whole.
         """
+        if not self._is_between_steps:
+            raise CheckpointError(
+                f"the update of step {self.step + 1} is under way or was cut off, and a run goes "
+                "on from between two steps only: resume from a checkpoint before it, or keep the "
+                "weights as they are now by save_policy"
+            )
         learner = self._ready()
-        weights, optimizer = self._whole_tensors(learner)
-        random, *others = self._processes.ask(RANDOM_STATES, checkpoints.random_states)
-        state = {
-            "random": random,
-            "random_of_other_processes": others,
-            "callbacks": {callback.name: callback.state_dict() for callback in self._callbacks},
-            "best": self.best,
-            "stop_reason": self.stop_reason,
-            "ahead": None if self._ahead is None else self._ahead.to_json(),
-            "loss_scale": learner.loss_scale and learner.loss_scale.state_dict(),
-        }
-        return checkpoints.save_checkpoint(
-            Path(folder),
-            checkpoints.Checkpoint(
-                step=self.step,
-                fingerprint=self.fingerprint,
-                weights=weights,
-                optimizer=optimizer,
-                state=state,
-            ),
-            keep=self.config.save_total_limit if keep is None else keep,
+        saved = checkpoint_of(
+            RunState(self.step, self.best, self.stop_reason, self._ahead),
+            learner,
+            tensors=self._whole_tensors(learner),
+            fingerprint=self.fingerprint,
+            callbacks=self._callbacks,
+            processes=self._processes,
         )
+        limit = self.config.save_total_limit if keep is None else keep
+        return save_checkpoint(Path(folder), saved, keep=limit)
 
     def _whole_tensors(self, learner: Learner) -> tuple[Weights, Weights]:
         """Of weights and of optimizer."""
@@ -300,7 +295,7 @@ class Trainer:
         else:
             tell_if_it_starts_over(self.agent, self)
             # what dropout draws from: else it depends on whatever the process did before
-            torch.manual_seed(self.config.seed)
+            torch.manual_seed(seed_of_process(self.config.seed, self._processes.rank))
             await self._warm_start(learner)
         self.agent.engine.update_weights(learner.policy.named_merged_weights())
         with self._first_acts():
@@ -311,6 +306,7 @@ class Trainer:
             while not self.is_last_step:
                 metrics = await self._run_step(learner)
                 self.step += 1
+                self._is_between_steps = True
                 self._keep_best(metrics)
                 with self._first_acts():
                     if reports is not None:
@@ -382,6 +378,7 @@ class Trainer:
         )
         check_batch(batch, len(learner.policy.head_weight))
         # 4. optimizer steps, the next step's conversations beside them if they may be stale
+        self._is_between_steps = False
         policy_metrics = await self._update_and_play_ahead(learner, batch, seconds)
         self._warn_of_sampling(policy_metrics, staleness)
         # 5. the engine speaks with the new weights
@@ -409,12 +406,17 @@ class Trainer:
         if not self.config.off_policy_steps or self.step + 1 >= self.total_steps:
             return self._update(learner, batch, seconds)
         playing = asyncio.create_task(self._player.play(self.step + 1))
+        # no task: one that is cancelled ends at once, and leaves its thread to change the weights
+        updating = asyncio.get_running_loop().run_in_executor(
+            None, self._update, learner, batch, seconds
+        )
         try:
-            metrics = await asyncio.to_thread(self._update, learner, batch, seconds)
+            metrics = await asyncio.shield(updating)
             self._ahead = await playing
         except BaseException:
             playing.cancel()
-            await asyncio.gather(playing, return_exceptions=True)
+            await _ended(playing)
+            await _ended(updating)
             raise
         return metrics
 
@@ -446,13 +448,22 @@ class Trainer:
 
     def _answers(self) -> dict[str, Callable[[], Any]]:
         """What the first process may ask of this one while it acts."""
-        return {RANDOM_STATES: checkpoints.random_states}
+        return answers()
 
     def _ready(self) -> Learner:
         """Load the policy at first use: making a trainer stays cheap."""
         if self._learner is None:
             model, computed = load_policy_model(self.agent.config, self.config)
-            self._fingerprint = self._make_fingerprint(checkpoints.digest_weights(model))
+            decided = run_fingerprint(
+                self.config,
+                self.agent.config,
+                self.environment,
+                base_model=digest_weights(model),
+                demonstrations=self.demonstrations,
+                preferences=self.preferences,
+                value_function=self._value_function,
+            )
+            self._fingerprint = {**decided, **self._extra_fingerprint}
             policy = self._make_policy(model, computed)
             name = self.agent.config.model_name
             critic = make_critic(policy, self.config, name, self._value_function)
@@ -463,38 +474,24 @@ class Trainer:
     def _make_policy(self, model: PreTrainedModel, config: TrainingConfig) -> Policy:
         return Policy(model, config)
 
-    def _make_fingerprint(self, base_model: str) -> dict[str, str]:
-        settings = self.config.model_dump(exclude=set(SETTINGS_WITHOUT_EFFECT_ON_WEIGHTS))
-        spoken = self.agent.config.model_dump(exclude={"model_name", "device_map"})
-        return {
-            "training settings": checkpoints.digest(settings),
-            "agent settings": checkpoints.digest(spoken),
-            "base model": base_model,
-            "scenarios": checkpoints.digest(
-                [list(self.environment.scenarios), self.environment.randomize_scenarios]
-            ),
-            "demonstrations": checkpoints.digest([asdict(one) for one in self.demonstrations]),
-            **value_function_fingerprint(self._value_function),
-            **preference_fingerprint(self.preferences),
-            **self._extra_fingerprint,
-        }
-
     def _restore(self, learner: Learner, path: Path) -> None:
-        saved = checkpoints.load_checkpoint(path, self.fingerprint)
-        learner.load_trainable(saved.weights)
-        optimizer = learner.policy.placed(saved.optimizer)
-        restore_optimizer(learner.optimizer, list(learner.trainable), optimizer)
-        for callback in self._callbacks:
-            if callback.name in saved.state["callbacks"]:
-                callback.load_state_dict(saved.state["callbacks"][callback.name])
-        best = saved.state["best"]
-        self.best = None if best is None else (best[0], best[1])
-        self.stop_reason = saved.state["stop_reason"]
-        ahead = saved.state["ahead"]
-        self._ahead = None if ahead is None else StepRollout.from_json(ahead)
-        if learner.loss_scale is not None:
-            learner.loss_scale.load_state_dict(saved.state["loss_scale"])
-        self.step = saved.step
-        random = [saved.state["random"], *saved.state.get("random_of_other_processes", [])]
-        if self._processes.rank < len(random):
-            checkpoints.restore_random_states(random[self._processes.rank])
+        saved = load_checkpoint(path, self.fingerprint)
+        run = restore(
+            saved,
+            learner,
+            seed=self.config.seed,
+            callbacks=self._callbacks,
+            processes=self._processes,
+        )
+        self.step, self.best = run.step, run.best
+        self.stop_reason, self._ahead = run.stop_reason, run.ahead
+        self._is_between_steps = True
+
+
+async def _ended(work: asyncio.Future[Any]) -> None:
+    """Wait until it has, whatever comes of it and however often the one who waits is cancelled."""
+    while not work.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()  # asked for, so that the loop does not report it as lost
