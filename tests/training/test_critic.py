@@ -16,7 +16,12 @@ from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import StepRow, StepRows
 from stateset_agents.training.callbacks import CheckpointCallback
 from stateset_agents.training.config import TrainingConfig
-from stateset_agents.training.critic import make_critic, value_loss, with_advantages
+from stateset_agents.training.critic import (
+    estimated_values,
+    make_critic,
+    value_loss,
+    with_advantages,
+)
 from stateset_agents.training.decisions import with_decisions
 from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
 from stateset_agents.training.step import make_learner, train_step
@@ -246,6 +251,34 @@ def test_a_critic_of_its_own_learns_beside_the_policy_and_moves_it_by_advantages
 
     assert any(value for name, value in changed.items() if name.startswith("critic.trunk."))
     assert not any(value for name, value in changed.items() if not name.startswith("critic."))
+
+
+@pytest.mark.parametrize("critic", ["own", "shared"])
+def test_values_that_make_advantages_are_those_without_dropout_before_and_after_a_step(
+    tiny_model_dir: Path, critic: str
+) -> None:
+    batch = valued_batch()
+    estimates = {}
+    for dropout in (0.0, 0.5):
+        learner = learner_with_critic(
+            tiny_model_dir, critic=critic, use_lora=True, lora_dropout=dropout
+        )
+        torch.nn.init.ones_(learner.critic.value_function.head.weight)
+        trained = (learner.critic.trunk or learner.policy).trainable
+        for name, value in trained.items():
+            if "lora_B" in name:  # zero at first, and then dropout before it would not show
+                torch.nn.init.ones_(value)
+        learner.policy.refresh()
+        learner.critic.refresh()
+
+        def estimated(learner: Any = learner) -> torch.Tensor:
+            return estimated_values(learner.critic, learner.policy, batch, learner.config)
+
+        estimates[dropout] = estimated()
+        losses = [train_step(learner, batch, rate=0.0).metrics["value_loss"] for _ in range(2)]
+        assert (losses[0] == losses[1]) == (dropout == 0)  # while it learns, there is dropout
+        assert torch.equal(estimated(), estimates[dropout])
+    assert torch.equal(estimates[0.0], estimates[0.5])
 
 
 def test_the_head_learns_at_the_critics_own_rate(tiny_model_dir: Path) -> None:

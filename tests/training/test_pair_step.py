@@ -16,6 +16,7 @@ from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.pair_losses import PairLogprobs, pair_loss
 from stateset_agents.training.pair_step import pair_logprobs, pair_step
+from stateset_agents.training.reference_cache import ReferenceCache
 from stateset_agents.training.step import reference_logprobs
 from stateset_agents.training.update import update
 from tests.training.made import make_learner_for, make_rows, to_batch
@@ -76,6 +77,43 @@ def test_a_steps_gradient_is_that_of_the_mean_pair_loss_over_whole_conversations
     assert metrics["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
     for was, now, gradient in zip(before, parameters, expected, strict=True):
         torch.testing.assert_close(was - now.detach(), gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_in_float16_a_gradient_that_it_cannot_hold_is_scaled_and_equals_float32s(
+    tiny_model_dir: Path,
+) -> None:
+    norms, scales = [], []
+    for fp16 in (False, True):
+        learner = make_learner_for(
+            tiny_model_dir, algorithm="dpo", use_lora=True, pair_beta=1e-6, fp16=fp16
+        )
+        batch = pairs_batch()
+        batch = replace(batch, reference_logprobs=reference_logprobs(learner, batch))
+        metrics = pair_step(learner, batch, rate=0.0)
+        norms.append(metrics["grad_norm"])
+        scales.append(metrics.get("loss_scale"))
+
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+    assert scales == [None, 2.0**16]
+
+
+def test_the_references_log_probs_are_kept_while_there_is_room(tiny_model_dir: Path) -> None:
+    learner = make_learner_for(tiny_model_dir, algorithm="dpo", use_lora=True)
+    batch = pairs_batch()
+    first, second = (batch.select((batch.group_index == n).nonzero().squeeze(1)) for n in (0, 1))
+    cache = ReferenceCache(limit_bytes=4 * int(first.loss_mask.sum()))
+
+    for pair in (first, second):
+        assert cache.get(pair) is None
+        cache.put(pair, reference_logprobs(learner, pair))
+
+    kept = cache.get(first)
+    assert kept is not None
+    assert torch.equal(kept, reference_logprobs(learner, first))
+    assert cache.get(second) is None
+    # the same tokens, of which others were sampled
+    assert cache.get(replace(first, loss_mask=~first.loss_mask)) is None
 
 
 def test_a_conversation_in_two_rows_is_summed_over_both(tiny_model_dir: Path) -> None:

@@ -80,13 +80,6 @@ def test_the_reference_is_asked_once_for_each_pair(tiny_model_dir: Path) -> None
     """The cache is what a second visit reads: a reference that it does not hold, nobody asks."""
     trainer = make_trainer(tiny_model_dir, num_episodes=12)
     train(trainer)
-    cache = trainer.learner.reference_cache
-    assert cache is not None
-    assert len(cache) == 3  # twelve visits of three pairs
-    # a policy that had never moved from what the cache says has lost nothing on any pair
-    for key in cache:
-        cache[key] = torch.full_like(cache[key], -100.0)
-
     learner = trainer.learner
     groups = [preference_group(pair(n), f"0.{n}", trainer.agent.tokenizer) for n in range(3)]
     rows = step_rows(groups, trainer.config)
@@ -97,6 +90,13 @@ def test_the_reference_is_asked_once_for_each_pair(tiny_model_dir: Path) -> None
         pad_token_id=trainer.agent.tokenizer.pad_token_id,
         temperature=1.0,
     )
+    cache = learner.reference_cache
+    assert cache is not None
+    for group in range(3):
+        kept = batch.select((batch.group_index == group).nonzero().squeeze(1))
+        assert cache.get(kept) is not None
+        # a policy that had never moved from what the cache says has lost nothing on any pair
+        cache.put(kept, torch.full_like(kept.sampling_logprobs, -100.0))
     metrics = update(learner, batch, 0.0)
 
     assert metrics["chosen_reward"] > 10  # against the -100 nats a token of the cache

@@ -151,11 +151,6 @@ def problems_of_pairs(config: TrainingConfig, row: AlgorithmRow) -> Iterator[str
             f"num_generations={config.num_generations} leaves no pair to be made of a group: set "
             'it to 2 or more, or pairs_from="preferences"'
         )
-    if row.on_pairs and config.fp16:
-        yield (
-            f'algorithm="{config.algorithm}" has no loss scale, which fp16=True needs: set '
-            "fp16=False"
-        )
     if config.pair_label_smoothing and config.pair_loss != "robust":
         yield (
             f"pair_label_smoothing={config.pair_label_smoothing} has no effect with "

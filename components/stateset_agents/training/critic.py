@@ -71,6 +71,11 @@ class Critic:
             parameter.copy_(tensors[name])
         self.refresh()
 
+    def train_mode(self, training: bool) -> None:
+        """Switch the dropout of its own model's adapter on or off, see `Learner.train_mode`."""
+        if self.trunk is not None:
+            self.trunk.train_mode(training)
+
     def refresh(self) -> None:
         """Bring the computing weights of its own model up to date."""
         if self.trunk is not None:
@@ -216,7 +221,11 @@ def _own_model(policy: Policy, config: TrainingConfig, model_name: str) -> Polic
 def estimated_values(
     critic: Critic, policy: Policy, batch: TrainingBatch, config: TrainingConfig
 ) -> torch.Tensor:
-    """What follows before each sampled token of a whole batch, `(B, T)` float32, 0 elsewhere."""
+    """What follows before each sampled token of a whole batch, `(B, T)` float32, 0 elsewhere.
+
+    Nothing is dropped out of it: between two steps neither policy nor critic is in training mode,
+    and chance that no answer depended on would be in the advantages.
+    """
     share = config.share_prefix
     result = torch.zeros_like(batch.sampling_logprobs)
     for rows in micro_batches(batch, token_budget=config.micro_batch_tokens, share_prefix=share):

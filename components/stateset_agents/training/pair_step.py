@@ -18,7 +18,13 @@ import torch
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.logprobs import batch_logprobs
 from stateset_agents.training.pair_losses import PairLogprobs, pair_loss
-from stateset_agents.training.step import Learner, check_finite, optimizer_step
+from stateset_agents.training.step import (
+    Learner,
+    add_up_gradients,
+    check_finite,
+    optimizer_step,
+    unscaled,
+)
 
 
 def pair_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> dict[str, float]:
@@ -27,18 +33,37 @@ def pair_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> dict[st
     Metrics: `loss`, `pair_accuracy` (share of pairs in which the policy has moved towards the
     chosen side), `pair_margin` (mean of pair_beta times the difference of log-ratios, the implicit
     reward of Rafailov et al. 2023, arXiv:2305.18290), `chosen_reward` and `rejected_reward` (its
-    two sides), `entropy` in nats a token, `pairs`, `grad_norm`, `learning_rate`.
+    two sides), `entropy` in nats a token, `pairs`, `grad_norm`, `learning_rate`,
+    `loss_scale` (in float16).
 
     Raises:
         NonFiniteLossError: as `train_step`.
     """
+    batch = batch.to(learner.policy.device)
+    sums = unscaled(learner, lambda: _gradients(learner, batch))
+    norm = optimizer_step(learner, rate)
+    pairs = sums["pairs"]
+    means = ("pair_accuracy", "chosen_reward", "rejected_reward", "pair_margin")
+    return {
+        "loss": sums["loss"],
+        **{name: sums[name] / pairs for name in means},
+        "entropy": sums["entropy"] / max(1, int(batch.loss_mask.sum())),
+        "pairs": pairs,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        **({"loss_scale": sums["loss_scale"]} if learner.loss_scale is not None else {}),
+    }
+
+
+def _gradients(learner: Learner, batch: TrainingBatch) -> dict[str, float]:
+    """Gradients are there, times the loss scale; sums over the pairs of what was measured."""
     policy, objective = learner.policy, learner.objective
-    batch = batch.to(policy.device)
     groups = batch.group_index.unique().tolist()
     sums: dict[str, float] = defaultdict(float)
-    learner.optimizer.zero_grad()
-    policy.train_mode(True)
-    for group in groups:
+    if learner.loss_scale is not None:
+        sums["loss_scale"] = learner.loss_scale.value
+
+    def loss_of(group: int) -> torch.Tensor:
         micro = batch.select((batch.group_index == group).nonzero().squeeze(1))
         tokens = batch_logprobs(policy, micro, share_prefix=learner.share_prefix)
         pair = pair_logprobs(tokens.logprobs, micro)
@@ -48,20 +73,13 @@ def pair_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> dict[st
             beta=objective.pair_beta,
             label_smoothing=objective.pair_label_smoothing,
         ).sum() / len(groups)
-        check_finite(learner, loss.item(), "loss")
-        learner.accelerator.backward(loss)
         _measure(sums, loss.item(), pair, objective.pair_beta)
         sums["entropy"] += float(tokens.entropy.sum())
-    norm = optimizer_step(learner, rate)
-    means = ("pair_accuracy", "chosen_reward", "rejected_reward", "pair_margin")
-    return {
-        "loss": sums["loss"],
-        **{name: sums[name] / len(groups) for name in means},
-        "entropy": sums["entropy"] / max(1, int(batch.loss_mask.sum())),
-        "pairs": len(groups),
-        "grad_norm": norm,
-        "learning_rate": rate,
-    }
+        return loss
+
+    sums["pairs"] = add_up_gradients(learner, groups, loss_of)
+    check_finite(learner, sums["loss"], "loss")
+    return sums
 
 
 def pair_logprobs(logprobs: torch.Tensor, micro: TrainingBatch) -> PairLogprobs:

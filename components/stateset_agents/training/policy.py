@@ -74,6 +74,7 @@ class Policy:
             if on_pairs or config.kl_coefficient > 0 or config.kl_sample_rows > 0:
                 self._frozen_copy = copy.deepcopy(self.model)
             self.trainable = self._make_masters()
+        self.train_mode(False)
         self.refresh()
 
     # --- what computes ---------------------------------------------------------------------------

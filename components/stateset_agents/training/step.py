@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,10 @@ from stateset_agents.training.objective import Objective, objective_of, weighted
 from stateset_agents.training.policy import Policy
 from stateset_agents.training.precision import LossScale
 from stateset_agents.training.processes import ALONE, Processes, own_rows, whole
+from stateset_agents.training.reference_cache import ReferenceCache
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -41,8 +45,8 @@ class Learner:
     accelerator: Accelerator
     critic: Critic | None = None
     loss_scale: LossScale | None = None
-    # The reference's log-probs of pairs that come again, by their tokens; None where none do.
-    reference_cache: dict[bytes, torch.Tensor] | None = None
+    # The reference's log-probs of pairs that come again; None where none do.
+    reference_cache: ReferenceCache | None = None
     processes: Processes = ALONE
 
     @property
@@ -54,6 +58,14 @@ class Learner:
     def share_prefix(self) -> bool:
         """Forward what the rows of a group begin with once."""
         return self.config.share_prefix and self.policy.can_share_prefix
+
+    def train_mode(self, training: bool) -> None:
+        """Switch dropout on or off: on while gradients are computed, of the value loss too, and off
+        for all that they are computed from, which is what was sampled, referred to or foretold.
+        """
+        self.policy.train_mode(training)
+        if self.critic is not None:
+            self.critic.train_mode(training)
 
     def load_trainable(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put back what `trainable` held; names and shapes must be the same."""
@@ -130,10 +142,8 @@ def train_step(learner: Learner, batch: TrainingBatch, *, rate: float) -> StepRe
     Raises:
         NonFiniteLossError: loss or gradient is NaN or infinite. The weights are as they were.
     """
-    scale, batch = learner.loss_scale, batch.to(learner.policy.device)
-    logprobs, sums = gradients(learner, batch)
-    while scale is not None and not scale.unscale(learner.trainable.values()):
-        logprobs, sums = gradients(learner, batch)
+    batch = batch.to(learner.policy.device)
+    logprobs, sums = unscaled(learner, lambda: gradients(learner, batch))
     norm = optimizer_step(learner, rate)
     return StepResult(logprobs, finished_metrics(sums, norm, rate))
 
@@ -148,14 +158,10 @@ def gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dic
     policy = learner.policy
     logprobs = torch.zeros_like(batch.sampling_logprobs)
     sums: dict[str, float] = defaultdict(float)
-    scale = 1.0 if learner.loss_scale is None else learner.loss_scale.value
     if learner.loss_scale is not None:
-        sums["loss_scale"] = scale
-    learner.optimizer.zero_grad()
-    policy.train_mode(True)
+        sums["loss_scale"] = learner.loss_scale.value
 
-    # 1. micro-batches: rows of like length, the groups' shared prefixes once
-    for rows in _own_micro_batches(learner, batch):
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
         micro = batch.select(rows.to(policy.device))
         # 2. log-probs of what was sampled
         tokens = batch_logprobs(policy, micro, share_prefix=learner.share_prefix)
@@ -169,12 +175,41 @@ def gradients(learner: Learner, batch: TrainingBatch) -> tuple[torch.Tensor, dic
             )
             sums["value_loss"] += value_loss.item()
             loss = loss + value_loss
-        # 4. gradients add up over the micro-batches, then over the processes
-        learner.accelerator.backward(loss * scale)
-        sums["passes"] += 1
+        return loss
+
+    # 1. micro-batches: rows of like length, the groups' shared prefixes once
+    # 4. gradients add up over the micro-batches, then over the processes
+    sums["passes"] = add_up_gradients(learner, _own_micro_batches(learner, batch), loss_of)
     _add_up_processes(learner, logprobs, sums)
     check_finite(learner, sums["loss"] + sums.get("value_loss", 0.0), "loss")
     return logprobs, sums
+
+
+def add_up_gradients(
+    learner: Learner, parts: Iterable[Part], loss_of: Callable[[Part], torch.Tensor]
+) -> int:
+    """Leave the gradients of the sum of the parts' losses, times the loss scale; how many parts
+    there were. A part's activations are gone before the next one's are there.
+    """
+    scale = 1.0 if learner.loss_scale is None else learner.loss_scale.value
+    learner.optimizer.zero_grad()
+    learner.train_mode(True)
+    count = 0
+    for part in parts:
+        learner.accelerator.backward(loss_of(part) * scale)
+        count += 1
+    return count
+
+
+def unscaled(learner: Learner, computed: Callable[[], Result]) -> Result:
+    """What `computed`, which leaves gradients, gives, and the gradients without the loss scale. In
+    float16 it may take several times, until none overflows.
+    """
+    result = computed()
+    scale = learner.loss_scale
+    while scale is not None and not scale.unscale(learner.trainable.values()):
+        result = computed()
+    return result
 
 
 def optimizer_step(learner: Learner, rate: float) -> float:
@@ -187,7 +222,7 @@ def optimizer_step(learner: Learner, rate: float) -> float:
     """
     policy, limit = learner.policy, learner.config.max_grad_norm
     # 5. clip
-    policy.train_mode(False)
+    learner.train_mode(False)
     norm = float(whole(learner.accelerator.clip_grad_norm_(policy.trainable.values(), limit)))
     check_finite(learner, norm, "gradient's norm")
     if learner.critic is not None:
@@ -328,7 +363,7 @@ def check_finite(learner: Learner, value: float, what: str) -> None:
     if math.isfinite(value):
         return
     learner.optimizer.zero_grad()
-    learner.policy.train_mode(False)
+    learner.train_mode(False)
     raise NonFiniteLossError(
         f"the {what} is {value}; the optimizer was not stepped and the weights are as before. "
         "Look at the last metrics: rewards, log-probs and learning_rate; a lower learning_rate or "

@@ -46,6 +46,7 @@ from stateset_agents.training.policy_model import load_policy_model
 from stateset_agents.training.preferences import Preference, PreferencePlayer
 from stateset_agents.training.processes import ALONE, Processes, Weights
 from stateset_agents.training.random_states import seed_of_process
+from stateset_agents.training.reference_cache import ReferenceCache
 from stateset_agents.training.rollouts import RolloutPlayer, StepRollout, timed
 from stateset_agents.training.run_state import (
     RunState,
@@ -468,7 +469,7 @@ class Trainer:
             name = self.agent.config.model_name
             critic = make_critic(policy, self.config, name, self._value_function)
             self._learner = make_learner(policy, self.config, critic, self._processes)
-            self._learner.reference_cache = {} if self.preferences else None
+            self._learner.reference_cache = ReferenceCache() if self.preferences else None
         return self._learner
 
     def _make_policy(self, model: PreTrainedModel, config: TrainingConfig) -> Policy:

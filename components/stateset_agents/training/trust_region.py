@@ -70,7 +70,7 @@ def trust_region_step(learner: Learner, batch: TrainingBatch, *, rate: float) ->
     policy, config = learner.policy, learner.config
     batch = batch.to(policy.device)
     logprobs, sums = gradients(learner, batch)
-    policy.train_mode(False)
+    learner.train_mode(False)
     gradient = _taken_gradient(learner)
     check_finite(learner, float(gradient.norm()), "gradient's norm")
     with torch.no_grad():

@@ -76,13 +76,12 @@ def _reference_of_pairs(learner: Learner, batch: TrainingBatch) -> torch.Tensor:
     for group in batch.group_index.unique().tolist():
         rows = (batch.group_index == group).nonzero().squeeze(1)
         pair = batch.select(rows)
-        key = pair.token_ids.cpu().numpy().tobytes()
-        known = None if cache is None else cache.get(key)
+        known = None if cache is None else cache.get(pair)
         if known is None:
-            known = reference_logprobs(learner, pair).cpu()
+            known = reference_logprobs(learner, pair).to(pair.token_ids.device)
             if cache is not None:
-                cache[key] = known
-        result[rows, : known.shape[1]] = known.to(result.device)
+                cache.put(pair, known)
+        result[rows, : known.shape[1]] = known
     return result
 
 
