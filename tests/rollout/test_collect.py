@@ -255,6 +255,10 @@ class GoesOn(Guides):
         return (*(await super().step(state, action))[:3], False)
 
 
+class GoesOnForLong(GoesOn):
+    max_turns = 240
+
+
 class GivesFive(Guides):
     async def step(self, state: EnvironmentState, action: Any) -> Any:
         return (*(await super().step(state, action)), {})
@@ -264,6 +268,10 @@ class GivesFive(Guides):
     ("kind", "message"),
     [
         (GoesOn, "GoesOn did not end the conversation in 200 answers; its step() must return done"),
+        (
+            GoesOnForLong,
+            "GoesOnForLong did not end the conversation in 240 answers; its step()",
+        ),
         (GivesFive, "it must return four: (new_state, user_response, reward, done)"),
     ],
 )
@@ -279,3 +287,13 @@ async def test_an_environment_that_cannot_be_played_fails_its_episodes_with_one_
     assert trajectory.failed
     assert trajectory.error is not None
     assert message in trajectory.error
+
+
+async def test_a_conversation_is_as_long_as_its_environment_says() -> None:
+    long = {"id": "long", "user_responses": ["Hm?"] * 210}
+    agent = MultiTurnAgent(CONFIG.model_copy(update={"max_new_tokens": 8}), StubEngine(["No."]))
+    environment = ConversationEnvironment([long], max_turns=420)
+    (group,) = await collect_groups(agent, environment, [long], num_generations=1, seed=0)
+    (trajectory,) = group.trajectories
+    assert trajectory.stop_reason is StopReason.COMPLETED
+    assert len(trajectory.samples) == 210

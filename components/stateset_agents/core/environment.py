@@ -51,9 +51,13 @@ class Environment(ABC):
     `scenarios` are those that training draws from; with none, training calls `reset()` and the
     environment chooses. Training goes through them in a new random order each time round, which the
     run's seed decides, unless `randomize_scenarios` is False.
+
+    `max_turns` says the most messages of both sides in one conversation, where the environment
+    knows: one that goes on for more answers than that, or than 200, has failed.
     """
 
     scenarios: Sequence[Scenario] = ()
+    max_turns: int | None = None
     randomize_scenarios: bool | None = None
 
     @abstractmethod
@@ -111,7 +115,7 @@ class ConversationEnvironment(Environment):
         if problems:
             raise ConfigurationError(problems)
         self.scenarios: Sequence[Scenario] = [dict(scenario) for scenario in scenarios]
-        self.max_turns = max_turns
+        self.max_turns: int = max_turns
         self.randomize_scenarios = randomize_scenarios
         self._random = random.Random(seed)
         self._upcoming: list[Scenario] = []

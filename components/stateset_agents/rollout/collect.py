@@ -66,27 +66,17 @@ async def collect_groups(
     """
     if num_generations < 1:
         raise ConfigurationError(f"num_generations is {num_generations}; it must be at least 1")
+    names = _names(scenarios, step, round_number)
+    # A group compares answers to one start; where the environment chooses, it chooses once.
+    starts = [await environment.reset() if scenario is None else None for scenario in scenarios]
     prefix = f"rollout-{next(_rollout_numbers)}"
-    seen: Counter[str] = Counter()
-    planned: list[list[EpisodePlan]] = []
-    for index, scenario in enumerate(scenarios):
-        scenario_id = str((scenario or {}).get("id", f"scenario-{index}"))
-        name = _GroupName(step, round_number, scenario_id, seen[scenario_id])
-        seen[scenario_id] += 1
-        # A group compares answers to one start; where the environment chooses, it chooses once.
-        start = await environment.reset() if scenario is None else None
-        if only is not None and index not in only:
-            continue
-        planned.append(_plan_group(scenario, start, name, num_generations, seed, prefix))
-    played = iter(await _play_all(agent, environment, itertools.chain(*planned), on_episode))
-    return [
-        TrajectoryGroup(
-            group_id=plans[0].group_id,
-            scenario=plans[0].scenario or {"id": plans[0].group_id},
-            trajectories=list(itertools.islice(played, len(plans))),
-        )
-        for plans in planned
+    planned = [
+        _plan_group(scenario, start, name, num_generations, seed, prefix)
+        for place, (scenario, start, name) in enumerate(zip(scenarios, starts, names, strict=True))
+        if only is None or place in only
     ]
+    played = iter(await _play_all(agent, environment, itertools.chain(*planned), on_episode))
+    return [_group(plans, itertools.islice(played, len(plans))) for plans in planned]
 
 
 class _GroupName(NamedTuple):
@@ -109,6 +99,17 @@ class _GroupName(NamedTuple):
         )
 
 
+def _names(scenarios: Sequence[Scenario | None], step: int, round_number: int) -> list[_GroupName]:
+    """One for each place; a scenario that comes again is told from the first time by a count."""
+    seen: Counter[str] = Counter()
+    names = []
+    for place, scenario in enumerate(scenarios):
+        scenario_id = str((scenario or {}).get("id", f"scenario-{place}"))
+        names.append(_GroupName(step, round_number, scenario_id, seen[scenario_id]))
+        seen[scenario_id] += 1
+    return names
+
+
 def _plan_group(
     scenario: Scenario | None,
     start: EnvironmentState | None,
@@ -129,6 +130,12 @@ def _plan_group(
         )
         for sample in range(num_generations)
     ]
+
+
+def _group(plans: Sequence[EpisodePlan], played: Iterable[MultiTurnTrajectory]) -> TrajectoryGroup:
+    first = plans[0]
+    scenario = first.scenario or {"id": first.group_id}
+    return TrajectoryGroup(group_id=first.group_id, scenario=scenario, trajectories=list(played))
 
 
 async def _play_all(

@@ -27,8 +27,8 @@ from stateset_agents.exceptions import (
 
 logger = logging.getLogger(__name__)
 
-# No conversation needs more; an environment that never says done would go on for ever where the
-# model's context is long.
+# What an environment gets that does not say how long its conversations are: one that never says
+# done would go on for ever where the model's context is long.
 MOST_ANSWERS = 200
 
 
@@ -95,8 +95,8 @@ async def _converse(
 ) -> StopReason:
     turns = trajectory.turns
     turns.extend(to_turn(entry, role="user") for entry in state.conversation_history)
-    num_answers = 0
-    while num_answers < MOST_ANSWERS:
+    num_answers, most_answers = 0, max(MOST_ANSWERS, environment.max_turns or 0)
+    while num_answers < most_answers:
         num_samples, recorder.turn = len(recorder.samples), num_answers
         try:
             answer = await agent.generate_response(to_messages(state.conversation_history))
@@ -123,8 +123,10 @@ async def _converse(
         if done:
             return state.stop_reason or StopReason.COMPLETED
     raise RolloutError(
-        f"{type(environment).__name__} did not end the conversation in {MOST_ANSWERS} answers; its "
-        "step() must return done=True at some time (check_environment(environment) tells more)"
+        f"{type(environment).__name__} did not end the conversation in {most_answers} answers; its "
+        "step() must return done=True at some time (check_environment(environment) tells more), "
+        f"and if conversations of more than {MOST_ANSWERS} answers are meant, its max_turns must "
+        "say how many messages both sides have at most"
     )
 
 
