@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -457,6 +458,21 @@ def test_closing_fails_what_waits_and_refuses_what_comes(
             await engine.generate(asked)
 
     asyncio.run(close_early())
+
+
+def test_a_closed_engine_keeps_no_names_of_conversations_that_are_released(
+    make_engine: MakeEngine,
+) -> None:
+    class Name(str):
+        """A text that a weak reference can watch."""
+
+    engine = make_engine()
+    asyncio.run(engine.aclose())
+    name = Name("rollout-0/step-0/order/0")
+    watched = weakref.ref(name)
+    engine.release(name)
+    del name
+    assert watched() is None
 
 
 @pytest.mark.parametrize("own_thread", [False, True])

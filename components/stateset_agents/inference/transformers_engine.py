@@ -175,7 +175,8 @@ class TransformersEngine:
 
     def release(self, conversation_id: str) -> None:
         """Forget a conversation's keys and values; unknown names are fine."""
-        self._inbox.append(lambda: self._scheduler.release(conversation_id))
+        if not self._closed:  # nothing is kept then, and nobody empties the inbox any more
+            self._inbox.append(lambda: self._scheduler.release(conversation_id))
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Replace parameters by name and drop every cached key and value.
