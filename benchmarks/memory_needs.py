@@ -34,8 +34,16 @@ ROWS: dict[str, tuple[Workload, dict[str, Any]]] = {
         SINGLE_TURN,
         {"micro_batch_tokens": 512, "use_lora": False, "bf16": False},
     ),
+    "adapter, bf16, 512, a critic of its own": (
+        SINGLE_TURN,
+        {"micro_batch_tokens": 512, "algorithm": "ppo", "critic": "own"},
+    ),
+    "all weights, bf16, pairs": (
+        SINGLE_TURN,
+        {"use_lora": False, "algorithm": "dpo"},
+    ),
 }
-_PARTS = ("weights", "optimizer", "conversations", "activations", "process", "total")
+_PARTS = ("weights", "optimizer", "conversations", "activations", "critic", "process", "total")
 
 
 def measured(folder: Path, workload: Workload, training: dict[str, Any]) -> float:
@@ -61,12 +69,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure every row and print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_needs", description=__doc__)
     parser.add_argument("--model", type=Path, default=BASE_MODEL, help="folder of the model")
+    parser.add_argument("--row", action="append", choices=ROWS, help="only this one; repeatable")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, meaningless numbers")
     given = parser.parse_args(arguments)
     folder = given.model.resolve()
     sys.stdout.write("| " + " | ".join(["", *_PARTS, "measured"]) + " |\n")
     sys.stdout.write("|---" * (len(_PARTS) + 2) + "|\n")
-    for name, (workload, training) in ROWS.items():
+    for name in given.row or ROWS:
+        workload, training = ROWS[name]
         workload = tiny(workload) if given.quick else workload
         told = foretold(folder, workload, training)
         peak = measured(folder, workload, training)

@@ -140,7 +140,8 @@ def check_memory(model: Path | None, train: TrainingConfig, gib: float) -> Check
     need = memory_need(shape, train, bf16=_has_bfloat16(), packs_weights=not on_gpu)
     parts = ", ".join(
         f"{name} {getattr(need, name) / GIB:.1f}"
-        for name in ("weights", "optimizer", "conversations", "activations")
+        for name in ("weights", "optimizer", "conversations", "activations", "critic")
+        if getattr(need, name)
     )
     found = (
         f"{gib:.1f} GiB; training {model} ({shape.parameters / 1e6:,.0f} million parameters) needs "

@@ -74,6 +74,43 @@ def test_each_setting_changes_its_part(
     assert getattr(need, part) != getattr(before, part)
 
 
+# Weights of its own, what trains them, its activations: 10 layers of 2,500 numbers a token.
+OWN_CRITIC = 2 * 1e6 + 16 * 1e6 + 2 * 10 * 2500 * 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "becomes"),
+    [
+        ({"algorithm": "ppo"}, "critic", 0),  # a head alone
+        ({"algorithm": "ppo", "critic": "own"}, "critic", OWN_CRITIC),
+        ({"advantage_baseline": "value", "critic": "own"}, "critic", OWN_CRITIC),
+        (
+            {"algorithm": "ppo", "critic": "own", "use_lora": True, "lora_r": 2},
+            "critic",
+            2 * 1e6 + 16 * 10 * 2 * 1600 + 2 * 10 * 90_000 + 2 * 10 * 2500 * 1000,
+        ),
+        # the reference that pairs are compared with
+        ({"algorithm": "dpo"}, "optimizer", (16 + 2) * 1e6 + 12 * 1e5),
+        ({"algorithm": "dpo"}, "activations", 2 * 10 * 2500 * 2 * 500),
+        ({"algorithm": "dpo", "pairs_from": "preferences"}, "conversations", 0),
+        ({"algorithm": "trpo", "bf16": False}, "optimizer", (40 + 4) * 1e6 + 12 * 1e5),
+    ],
+)
+def test_what_an_algorithm_keeps_beside_the_policy_is_counted(
+    change: dict[str, object], part: str, becomes: float
+) -> None:
+    config = TrainingConfig(**{**CONFIG.model_dump(exclude_unset=True), **change})
+    assert getattr(memory_need(SHAPE, config), part) == becomes
+
+
+def test_a_critics_model_is_counted_by_its_own_shape(tiny_model_dir: Path) -> None:
+    tiny = read_shape(tiny_model_dir)
+    assert tiny is not None
+    config = TrainingConfig(algorithm="ppo", critic="own", critic_model=str(tiny_model_dir))
+    as_the_policy = config.model_copy(update={"critic_model": None})
+    assert memory_need(SHAPE, config).critic == memory_need(tiny, as_the_policy).critic
+
+
 def test_a_gpu_s_engine_packs_no_copy_of_its_weights() -> None:
     assert memory_need(SHAPE, CONFIG, packs_weights=False).weights == 2 * 2 * 1e6
 
