@@ -36,6 +36,7 @@ from stateset_agents.training.reward_model_calibration import (
     calibration_curve,
     expected_calibration_error,
     fit_rated_calibration,
+    kept_back,
 )
 from stateset_agents.training.reward_model_config import RewardModelConfig
 from stateset_agents.training.reward_model_fit import (
@@ -77,7 +78,7 @@ def train_rated_reward_model(
     split = SplitBody(body, trained_layer_count(body, config))
     head = new_head(body.config.hidden_size, config.seed).to(device)
 
-    training, calibrating = _keep_back(answers, config)
+    training, calibrating = kept_back(answers, share=config.calibration_share, seed=config.seed)
     _check_both_kinds(training, calibrating)
     stages = {"train": training, "calibrate": calibrating, "heldout": list(heldout)}
     tokens = {name: _tokens(some, tokenizer, config) for name, some in stages.items()}
@@ -137,15 +138,6 @@ def _check_both_kinds(training: Sequence[RatedAnswer], calibrating: Sequence[Rat
             f"{len(calibrating)} kept back for calibration hold all of the other kind; add rated "
             "answers of it, or lower calibration_share"
         )
-
-
-def _keep_back(
-    answers: Sequence[RatedAnswer], config: RewardModelConfig
-) -> tuple[list[RatedAnswer], list[RatedAnswer]]:
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    order = torch.randperm(len(answers), generator=generator).tolist()
-    kept = max(2, round(config.calibration_share * len(answers)))
-    return [answers[i] for i in sorted(order[kept:])], [answers[i] for i in sorted(order[:kept])]
 
 
 def _tokens(

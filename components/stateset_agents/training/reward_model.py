@@ -32,6 +32,7 @@ from stateset_agents.training.reward_model_calibration import (
     calibration_curve,
     expected_calibration_error,
     fit_calibration,
+    kept_back,
 )
 from stateset_agents.training.reward_model_config import RewardModelConfig
 from stateset_agents.training.reward_model_fit import (
@@ -119,7 +120,7 @@ def train_reward_model(
     split = SplitBody(body, trained_layer_count(body, config))
     head = new_head(body.config.hidden_size, config.seed).to(device)
 
-    training, calibrating = _keep_back(pairs, config)
+    training, calibrating = kept_back(pairs, share=config.calibration_share, seed=config.seed)
     stages = {"train": training, "calibrate": calibrating, "heldout": list(heldout_pairs)}
     tokens = {name: _tokens(some, tokenizer, config.max_tokens) for name, some in stages.items()}
     packs = frozen_pass(tokens, split, config, progress, unit=2)
@@ -156,15 +157,6 @@ def _check_counts(pairs: Sequence[PreferencePair], heldout: Sequence[PreferenceP
     ]
     if problems:
         raise DataError(problems)
-
-
-def _keep_back(
-    pairs: Sequence[PreferencePair], config: RewardModelConfig
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    order = torch.randperm(len(pairs), generator=generator).tolist()
-    kept = max(2, round(config.calibration_share * len(pairs)))
-    return [pairs[i] for i in sorted(order[kept:])], [pairs[i] for i in sorted(order[:kept])]
 
 
 def _tokens(

@@ -1,6 +1,7 @@
 """From scores to probabilities, and how far to trust them.
 
-Owns the temperature (Guo et al. 2017), the reliability curve and its error.
+Owns what is kept back from training for it, the temperature (Guo et al. 2017), the reliability
+curve and its error.
 
 Notation: P pairs, N answers.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from stateset_agents.rewards.reward_network import Calibration
+
+Given = TypeVar("Given")
 
 _LOWEST, _HIGHEST = math.log(0.02), math.log(50.0)
 
@@ -25,6 +29,17 @@ class CalibrationBin:
     confidence: float
     accuracy: float
     pairs: int
+
+
+def kept_back(
+    given: Sequence[Given], *, share: float, seed: int
+) -> tuple[list[Given], list[Given]]:
+    """What is left to train on, and the share, two at least, that is not: drawn by the seed, both
+    in the order in which they were given.
+    """
+    order = torch.randperm(len(given), generator=torch.Generator().manual_seed(seed + 1)).tolist()
+    kept = max(2, round(share * len(given)))
+    return [given[i] for i in sorted(order[kept:])], [given[i] for i in sorted(order[:kept])]
 
 
 def fit_calibration(chosen: torch.Tensor, rejected: torch.Tensor) -> Calibration:
