@@ -116,7 +116,7 @@ class TellsSeeds(LettersE):
     """Writes down what torch's generator began with, a file for each process that asks."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
+        super().__init__(name="LettersE")  # so that its metrics have the same names
         self.folder = folder
 
     async def compute_reward(
