@@ -51,13 +51,24 @@ def test_the_auc_is_the_share_of_pairs_in_order_and_a_tie_is_half_of_one() -> No
     assert found.low < found.auc <= found.high
 
 
-def test_the_interval_is_that_of_hanley_and_mcneil() -> None:
-    # their formula by hand: A = 0.75, 30 and 30 rated, Q1 = 0.6, Q2 = 0.642857; the variance is
-    # (0.1875 + 29 * (0.6 - 0.5625) + 29 * (0.642857 - 0.5625)) / 900 = 0.00400595
+def test_the_interval_of_independent_turns_is_that_of_delong() -> None:
+    # by hand: every good turn is above half of the bad ones and ties with the others, so all 30
+    # placements are 0.75; of the bad ones 15 are 0.5 and 15 are 1, each 0.25 from the AUC, and the
+    # variance is 30 * 0.25**2 * 30 / 29 / 30**2
     scores = [1.0] * 30 + [1.0] * 15 + [0.0] * 15
     found = agreement_of(scores, [True] * 30 + [False] * 30)
     assert found.auc == 0.75
-    assert found.high - found.auc == pytest.approx(1.96 * 0.00400595**0.5, rel=1e-4)
+    assert found.high - found.auc == pytest.approx(1.96 * (0.0625 / 29) ** 0.5)
+
+
+def test_turns_of_one_conversation_count_as_one_observation() -> None:
+    scores, good = [0.9, 0.4, 0.7, 0.5, 0.6, 0.1], [True, True, True, False, False, False]
+    ids = ["a", "b", "c", "a", "d", "e"]
+    once = agreement_of(scores, good, ids)
+    again = agreement_of(scores * 4, good * 4, ids * 4)  # the same conversations, told four times
+    assert (again.low, again.high) == pytest.approx((once.low, once.high))
+    apart = agreement_of(scores * 4, good * 4)
+    assert apart.high - apart.auc < 0.6 * (again.high - again.auc)
 
 
 @pytest.mark.parametrize("name", ["rated.jsonl", "rated.jsonl.gz"])

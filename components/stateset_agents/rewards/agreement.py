@@ -8,7 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Agreement:
 
     Attributes:
         auc: the chance that a good turn scores above a bad one, a tie counting half; 0.5 is none.
-        low: of its 95 percent interval (Hanley and McNeil 1982).
+        low: of its 95 percent interval; turns of one conversation are not independent, and count
+            as one cluster (Obuchowski 1997; DeLong et al. 1988 where each has one rated turn).
         high: likewise.
         num_good: how many were called good.
         num_bad: how many were called bad.
@@ -89,17 +91,31 @@ async def agreement(reward: RewardFunction, rated: Sequence[RatedTurn]) -> Agree
         DataError: the ratings are all good or all bad.
     """
     results = await reward.compute_rewards([(one.turns, {}) for one in rated])
-    return agreement_of([_last(result) for result in results], [one.good for one in rated])
+    return agreement_of(
+        [_last(result) for result in results],
+        [one.good for one in rated],
+        [one.conversation_id for one in rated],
+    )
 
 
 def length_agreement(rated: Sequence[RatedTurn]) -> Agreement:
     """The baseline: the number of words as a score."""
     lengths = [float(len(normalised_words(one.turns[-1].content))) for one in rated]
-    return agreement_of(lengths, [one.good for one in rated])
+    return agreement_of(
+        lengths, [one.good for one in rated], [one.conversation_id for one in rated]
+    )
 
 
-def agreement_of(scores: Sequence[float], good: Sequence[bool]) -> Agreement:
+def agreement_of(
+    scores: Sequence[float], good: Sequence[bool], conversations: Sequence[str] = ()
+) -> Agreement:
     """The figures of scores and ratings, in the same order.
+
+    Args:
+        scores: one of each rated turn.
+        good: its rating.
+        conversations: the id of the conversation that it is of, "" where none is known. Empty: each
+            is of a conversation of its own.
 
     Raises:
         DataError: the ratings are all good or all bad.
@@ -108,8 +124,10 @@ def agreement_of(scores: Sequence[float], good: Sequence[bool]) -> Agreement:
     downs = [score for score, is_good in zip(scores, good, strict=True) if not is_good]
     if not ups or not downs:
         raise DataError(f"{len(ups)} turns are rated good and {len(downs)} bad; both are needed")
-    auc = _auc(ups, downs)
-    half = 1.96 * _standard_error(auc, len(ups), len(downs))
+    ids = [one or f"turn {n}" for n, one in enumerate(conversations or [""] * len(scores))]
+    above, below = _placements(ups, downs)
+    auc = sum(above) / len(above)
+    half = 1.96 * _standard_error(auc, above, below, good, ids)
     return Agreement(
         auc=auc,
         low=max(0.0, auc - half),
@@ -121,24 +139,47 @@ def agreement_of(scores: Sequence[float], good: Sequence[bool]) -> Agreement:
     )
 
 
-def _auc(ups: Sequence[float], downs: Sequence[float]) -> float:
-    """Mann-Whitney's U over the number of pairs, by mean ranks."""
-    ordered = sorted([*((score, True) for score in ups), *((score, False) for score in downs)])
-    rank_sum, start = 0.0, 0
-    while start < len(ordered):
-        end = start
-        while end < len(ordered) and ordered[end][0] == ordered[start][0]:
-            end += 1
-        mean_rank = (start + 1 + end) / 2
-        rank_sum += mean_rank * sum(is_good for _, is_good in ordered[start:end])
-        start = end
-    return (rank_sum - len(ups) * (len(ups) + 1) / 2) / (len(ups) * len(downs))
+def _placements(ups: Sequence[float], downs: Sequence[float]) -> tuple[list[float], list[float]]:
+    """For each good score the share of bad ones below it, for each bad one the share of good ones
+    above it; a tie counts half. The mean of either is the AUC (Mann and Whitney 1947).
+    """
+    low, high = sorted(downs), sorted(ups)
+    above = [(bisect_left(low, one) + bisect_right(low, one)) / (2 * len(low)) for one in ups]
+    below = [
+        1 - (bisect_left(high, one) + bisect_right(high, one)) / (2 * len(high)) for one in downs
+    ]
+    return above, below
 
 
-def _standard_error(auc: float, num_good: int, num_bad: int) -> float:
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = auc * (1 - auc) + (num_good - 1) * (q1 - auc**2) + (num_bad - 1) * (q2 - auc**2)
-    return math.sqrt(max(0.0, variance) / (num_good * num_bad))
+def _standard_error(
+    auc: float,
+    above: Sequence[float],
+    below: Sequence[float],
+    good: Sequence[bool],
+    conversations: Sequence[str],
+) -> float:
+    """Of the AUC over clusters (Obuchowski 1997, equations 4 to 6): each conversation gives the sum
+    of its placements' distances from the AUC, of its good turns and of its bad ones.
+    """
+    ups: dict[str, float] = {}
+    downs: dict[str, float] = {}
+    of_good, of_bad = iter(above), iter(below)
+    for conversation, is_good in zip(conversations, good, strict=True):
+        sums, placement = (ups, next(of_good)) if is_good else (downs, next(of_bad))
+        sums[conversation] = sums.get(conversation, 0.0) + placement - auc
+    num_clusters = len({*ups, *downs})
+    variance = _spread(ups) / len(above) ** 2 + _spread(downs) / len(below) ** 2
+    if num_clusters > 1:
+        shared = sum(ups[name] * downs[name] for name in ups.keys() & downs.keys())
+        shared *= num_clusters / (num_clusters - 1)
+        variance += 2 * shared / (len(above) * len(below))
+    return math.sqrt(max(0.0, variance))
+
+
+def _spread(sums: Mapping[str, float]) -> float:
+    """The sum of squares over clusters, by its unbiased factor; of one cluster nothing is known."""
+    count = len(sums)
+    return sum(one**2 for one in sums.values()) * count / (count - 1) if count > 1 else math.inf
 
 
 def _last(result: RewardResult) -> float:
