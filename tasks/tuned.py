@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-from stateset_agents.exceptions import PipelineError
-from stateset_agents.run_config import RunConfig
+from stateset_agents.exceptions import DataError, PipelineError
+from stateset_agents.run_config import RunConfig, lay_over, read_tuned
 from tasks import paths
 from tasks.folders import naming
 
 HEADER = "# Written by the step tune: what it found, laid over params.yaml by the steps after it.\n"
-SECTIONS = ("agent", "train")
 
 
 def write_tuned(agent: Mapping[str, Any], train: Mapping[str, Any], why: str) -> None:
@@ -46,17 +45,9 @@ def with_tuned(config: RunConfig) -> RunConfig:
     if not paths.TUNED.is_file():
         return config
     try:
-        found = yaml.safe_load(paths.TUNED.read_text(encoding="utf-8"))
-        agent, train = (dict(found[section]) for section in SECTIONS)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        found = read_tuned(paths.TUNED)
+    except DataError as error:
         raise PipelineError(
-            f"{paths.TUNED} is damaged ({error}); run the step tune again: "
-            "dvc repro --single-item --force tune"
+            f"{error}; run the step tune again: dvc repro --single-item --force tune"
         ) from error
-    if not agent and not train:
-        return config
-    changed = config.model_copy()
-    spoken, base = config.agent, config.train
-    changed.agent = type(spoken)(**{**spoken.model_dump(), **agent})
-    changed.train = type(base)(**{**base.model_dump(include=base.model_fields_set), **train})
-    return changed
+    return lay_over(config, found)

@@ -311,6 +311,25 @@ def test_ctrl_c_saves_a_checkpoint_that_ends_as_if_nothing_had_happened(
     assert rows == list(range(1, 13))
 
 
+def test_what_a_search_found_is_taken_where_it_is_asked_for_and_told_where_not(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps(*arguments: str) -> int:
+        assert run("train", "--stub", "--json", *arguments) == 0
+        told = capsys.readouterr()
+        assert ("data/tuned.yaml holds what a search found" in told.err) == (not arguments)
+        return int(json.loads(told.out)["steps"])
+
+    (small / "data").mkdir()
+    found = small / "data" / "tuned.yaml"
+    found.write_text(yaml.safe_dump({"agent": {}, "train": {"gradient_accumulation_steps": 2}}))
+    assert steps() == 4
+    assert steps("--tuned", "data/tuned.yaml") == 2
+    found.write_text("train: []")
+    assert run("train", "--stub", "--tuned", "data/tuned.yaml") == 1
+    assert "needed is a file with the sections agent and train" in capsys.readouterr().err
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_step(small: Path) -> None:
     write_config(small / "config.yaml", train={"num_generations": 4000})  # a step takes seconds
     log = small / "log"

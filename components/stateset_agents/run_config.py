@@ -11,7 +11,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from stateset_agents.core.agent import GenerationSettings
 from stateset_agents.data.config import DataConfig
 from stateset_agents.evaluation.config import EvaluationConfig
-from stateset_agents.exceptions import ConfigurationError
+from stateset_agents.exceptions import ConfigurationError, DataError
 from stateset_agents.rewards.config import RewardsConfig, RewardWeights
 from stateset_agents.serving.config import ServeConfig
 from stateset_agents.settings import Problem, Settings, find_problems
@@ -36,6 +36,7 @@ from stateset_agents.training.hpo.config import TuneConfig
 from stateset_agents.training.reward_model_config import RewardModelConfig
 
 Key = tuple[str | int, ...]
+TUNED_SECTIONS = ("agent", "train")
 
 # A section is called `register`, and so is a method of `ABCMeta`, which nobody calls here.
 warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
@@ -94,8 +95,42 @@ def load(path: Path | str) -> RunConfig:
         return RunConfig.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
         raise ConfigurationError(
-            [_line(path, lines, problem) for problem in find_problems(error, RunConfig)]
+            [_line(path, lines, problem) for problem in find_problems(error, RunConfig, values)]
         ) from error
+
+
+def read_tuned(path: Path) -> dict[str, dict[str, Any]]:
+    """What a search found, as the line's step `tune` writes it: settings of the sections `agent`
+    and `train`, both empty where nothing was better than what stands in the file of settings.
+
+    Raises:
+        DataError: the file cannot be read, or is none of these.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {section: dict(found[section]) for section in TUNED_SECTIONS}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be used ({type(error).__name__}: {error}); needed is a file with the "
+            f"sections {' and '.join(TUNED_SECTIONS)}, such as the step tune writes"
+        ) from error
+
+
+def lay_over(config: RunConfig, found: Mapping[str, Mapping[str, Any]]) -> RunConfig:
+    """The settings with `read_tuned` laid over them; `config` stays as it is.
+
+    Raises:
+        ConfigurationError: what was found does not go with the rest.
+    """
+    if not any(found[section] for section in TUNED_SECTIONS):
+        return config
+    changed = config.model_copy()
+    spoken, base = config.agent, config.train
+    changed.agent = type(spoken)(**{**spoken.model_dump(), **found["agent"]})
+    changed.train = type(base)(
+        **{**base.model_dump(include=base.model_fields_set), **found["train"]}
+    )
+    return changed
 
 
 def starter() -> RunConfig:

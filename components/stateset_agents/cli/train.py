@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stateset_agents.training.trainer import Trainer
 
 DEFAULT_SAVE = Path("checkpoints")
+LINE_TUNED = Path("data/tuned.yaml")
 STUB_NOTICE = (
     "stub: answers are fixed, so conversations are played and scored, and nothing is learned"
 )
@@ -56,17 +57,24 @@ def train(
         Path | None,
         typer.Option(help="A checkpoint (step_N), or a folder whose newest one is taken."),
     ] = None,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(
+            help="What a search found, laid over the configuration: data/tuned.yaml of the "
+            "retraining line. Default: the configuration alone."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a policy; Ctrl-C saves a checkpoint and says how to go on."""
-    settings = load_config(config, is_needed=True)
+    settings = _with_tuned(load_config(config, is_needed=True), tuned, find_config(config))
     set_up_logging()
     save_dir = save or _folder_of(resume) or DEFAULT_SAVE
     _check_resumed(resume, stub=stub)
     run = _rehearsal(settings) if stub else _trainer(settings)
     if stub:
         notice(STUB_NOTICE)
-    final = _run_to_end(run, save_dir, resume, find_config(config), stub=stub)
+    final = _run_to_end(run, save_dir, resume, _command(find_config(config), tuned, stub=stub))
     summary = {
         "final": str(final),
         "stub": stub,
@@ -87,11 +95,9 @@ def _run_to_end(
     run: Trainer | Rehearsal,
     save_dir: Path,
     resume: Path | None,
-    config: Path | None,
-    *,
-    stub: bool,
+    again: str,
 ) -> Path:
-    """Train and write what is left behind; the folder of the policy."""
+    """Train and write what is left behind; the folder of the policy. `again` is the command."""
     import asyncio
 
     from rich.console import Console
@@ -102,7 +108,6 @@ def _run_to_end(
     from stateset_agents.training.progress import ProgressBar
 
     samples = ConversationSamples()
-    again = f"stateset-agents train --config {config}{' --stub' if stub else ''}"
     try:
         with ProgressBar(Console(stderr=True)) as bar, Interruption(save_dir) as interruption:
             callbacks = [
@@ -186,6 +191,29 @@ def _rehearsal(settings: RunConfig) -> Rehearsal:
         read_pairs(settings.scenarios)  # what is wrong with them is told here as well
     reward = build_reward(without_models(settings.rewards))
     return Rehearsal(make_environment(scenarios), reward, settings.train, settings.agent)
+
+
+def _command(config: Path | None, tuned: Path | None, *, stub: bool) -> str:
+    """What starts this run."""
+    also = f"{f' --tuned {tuned}' if tuned else ''}{' --stub' if stub else ''}"
+    return f"stateset-agents train --config {config}{also}"
+
+
+def _with_tuned(settings: RunConfig, tuned: Path | None, config: Path | None) -> RunConfig:
+    """Lay over what `--tuned` names. The line does so by itself; here the file that `--config`
+    names decides alone, and what a search has left beside it is told.
+    """
+    from stateset_agents.run_config import lay_over, read_tuned
+
+    beside = config.parent / LINE_TUNED if config else LINE_TUNED
+    if tuned is not None:
+        return lay_over(settings, read_tuned(tuned))
+    if beside.is_file() and any(read_tuned(beside).values()):
+        notice(
+            f"{beside} holds what a search found, with which the retraining line trains; this run "
+            f"takes {config} alone: for both give --tuned {beside}"
+        )
+    return settings
 
 
 def _metrics_file(run: Trainer | Rehearsal, save_dir: Path) -> TrainingCallback:
