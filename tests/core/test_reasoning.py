@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from hypothesis import strategies as st
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
 from stateset_agents.core.environment import ConversationEnvironment
 from stateset_agents.core.reasoning import Spoken, SpokenStream, read_spoken
+from stateset_agents.core.reward import reward_function
 from stateset_agents.core.trajectory import ConversationTurn, MultiTurnTrajectory
 from stateset_agents.inference.chat_template import ChatTokenizer
 from stateset_agents.inference.stub_engine import ByteTokenizer, StubEngine
 from stateset_agents.rollout.collect import collect_groups
 from stateset_agents.rollout.rows import trajectory_rows
+from stateset_agents.training.callbacks import TrainingCallback
+from stateset_agents.training.config import TrainingConfig
+from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
 from tests.chat_styles import STYLES, make_styled_tokenizer, write_chain_model
 
 TOKENIZER = ChatTokenizer(ByteTokenizer())
@@ -136,6 +141,76 @@ async def test_later_turns_see_answers_without_thoughts_and_every_sampled_token_
             sampled
         )
         said.append(turn)
+
+
+async def test_a_model_that_takes_no_system_message_is_asked_to_think_heard_without_and_trained(
+    tmp_path: Path,
+) -> None:
+    tokenizer = make_styled_tokenizer(STYLES["gemma"])
+    answers = (SAMPLED, "<think>a lost parcel</think>Not yet")
+    folder = write_chain_model(tmp_path, tokenizer, [tokenizer.encode_answer(a) for a in answers])
+    config = AgentConfig(
+        model_name=str(folder),
+        system_prompt="Be kind.",
+        temperature=1.0,
+        max_new_tokens=24,
+        torch_dtype="float32",
+        enable_reasoning=True,
+    )
+    heard: set[str] = set()
+
+    @reward_function()
+    def agreeable(turns: Sequence[ConversationTurn], context: object = None) -> float:
+        said = [turn.content for turn in turns if turn.role == "assistant"]
+        heard.update(said)
+        return said.count("Of course") / len(said)
+
+    counted: dict[str, float] = {}
+
+    class Count(TrainingCallback):
+        async def on_step_end(self, trainer: object, metrics: Mapping[str, float]) -> None:
+            counted.update(metrics)
+
+    shop = {"id": "s", "context": "We are closed on Sundays.", "user_responses": QUESTIONS[:2]}
+    trainer = MultiTurnGRPOTrainer(
+        MultiTurnAgent(config),
+        ConversationEnvironment([shop]),
+        agreeable,
+        TrainingConfig(
+            num_episodes=1,
+            gradient_accumulation_steps=1,
+            num_generations=8,
+            learning_rate=1e-2,
+            warmup_ratio=0.0,
+            max_prompt_length=900,
+            bf16=False,
+        ),
+    )
+    before = {name: value.clone() for name, value in trainer.policy.named_merged_weights()}
+    await trainer.train([Count()])
+
+    assert heard == {"Of course", "Not yet"}
+    assert counted["rows/trained_tokens"] == counted["rollout/sampled_tokens"]
+    assert any(
+        not value.equal(before[name]) for name, value in trainer.policy.named_merged_weights()
+    )
+    first, second = trainer.groups[0].trajectories[0].samples
+    asked = (
+        "<bos><start_of_turn>user\nBe kind.\n\nThink before you answer: write your reasoning "
+        "between <think> and </think>, and the answer after it. Only the answer is shown to the "
+        "user.\n\n"
+        "We are closed on Sundays.\n\nWhere is it?<end_of_turn>\n<start_of_turn>model\n"
+    )
+    assert tokenizer.hf.decode(first.prompt_token_ids) == asked
+    answer = trainer.groups[0].trajectories[0].assistant_turns[0].content
+    assert tokenizer.hf.decode(second.prompt_token_ids) == (
+        f"{asked}{answer}<end_of_turn>\n<start_of_turn>user\nReally?<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+    sampled = tokenizer.hf.decode(first.token_ids)
+    assert sampled.startswith("<think>")
+    assert sampled.endswith(f"</think>{answer}<end_of_turn>")
+    await trainer.close()
 
 
 async def test_an_answer_without_a_thought_is_carried_on_in_its_row() -> None:
