@@ -198,8 +198,10 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_loaded() -> Non
 
 
 async def test_too_few_preferences_say_how_many_it_takes(tiny_model_dir: Path) -> None:
-    with pytest.raises(DataError, match="at least 8"):
-        await NeuralRewardTrainer(tiny_model_dir, PAIRS[:5]).train()
+    with pytest.raises(DataError, match="15 preferences were given; at least 16 are needed, 8 to"):
+        NeuralRewardTrainer(tiny_model_dir, PAIRS[:15])
+    with pytest.raises(DataError, match=r"5 training preference pairs were given; .* at least 8"):
+        await NeuralRewardTrainer(tiny_model_dir, PAIRS[:5], heldout_data=PAIRS[5:13]).train()
     good = [one for one in RATED if one["label"]]
     with pytest.raises(DataError, match="good ones and bad ones"):
         await NeuralRewardTrainer(tiny_model_dir, good).train()

@@ -93,6 +93,12 @@ class NeuralRewardTrainer:
         self._on_progress = on_progress
         self._given = parse_preferences(preference_data)
         self._heldout = None if heldout_data is None else parse_preferences(heldout_data)
+        if self._heldout is None and len(self._given) < 2 * MIN_PAIRS:
+            raise DataError(
+                f"{len(self._given)} preferences were given; at least {2 * MIN_PAIRS} are needed, "
+                f"{MIN_PAIRS} to train on and {MIN_PAIRS} that are kept back to measure on: add "
+                "some, or give heldout_data"
+            )
         if self._heldout is not None and type(self._heldout[0]) is not type(self._given[0]):
             raise DataError(
                 "preference_data and heldout_data are of two kinds, pairs and rated answers: give "
