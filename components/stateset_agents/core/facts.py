@@ -25,6 +25,22 @@ _NAME = re.compile(r"(?<![.!?:] )(?<!^)\b([A-Z][a-z]{2,}|[A-Z]{2,})\b")
 _LIMITS = frozenset(
     ("after", "beyond", "past", "over", "unless", "until", "except", "exceed", "than", "only")
 )
+# Roots of what is measured in: "5 weeks" do not say "5 days".
+_MEASURES = frozenset(
+    ("secon", "minut", "hour", "day", "night", "week", "month", "year", "euro", "dolla", "pound",
+     "cent", "perce", "meter", "metre", "gram", "kilo", "liter", "litre", "mile")
+)  # fmt: skip
+# A sentence with one of these does not stand by what it says.
+_DOUBTS = re.compile(
+    r" (?:doubt|doubtful|mistaken|used to (?:be|take|cost|have)|anything but|far from|rumou?r|"
+    r"(?:some|people|many|they) (?:people )?(?:say|claim|think|believe)|supposedly|allegedly|myth|"
+    r"unlikely|hardly|not sure|(?:is|was|be) (?:wrong|false|untrue)|not true|incorrect|"
+    r"if only|i wish) "
+)
+_TAKES_BACK = re.compile(
+    r"^ (?:no |well |but |actually |sorry )*(?:that|this|it|which) (?:is|was) "
+    r"(?:wrong|false|untrue|not (?:true|right|correct)|incorrect|a (?:lie|mistake|joke)|nonsense) "
+)
 _SPELT = {"half": "0.5", "dozen": "12", "hundred": "100", "thousand": "1000", "million": "1000000"}
 # Qualifiers of a unit, not units: "5 working days" counts days.
 _QUALIFIERS = frozenset(("working", "business", "calendar", "full", "whole", "about", "percentage"))
@@ -125,8 +141,9 @@ def states(claim: Statement, fact: Statement, said: frozenset[str] = frozenset()
         fact: what is true.
         said: roots of what the user just said, which an answer need not say again.
     """
-    numbers = {quantity.value for quantity in claim.quantities}
-    if any(quantity.value not in numbers for quantity in fact.quantities):
+    if any(not _is_counted(quantity, claim) for quantity in fact.quantities):
+        return False
+    if _DOUBTS.search(claim.sentence.stem_text) and not _DOUBTS.search(fact.sentence.stem_text):
         return False
     names = fact.names - said
     if not names <= claim.roots:
@@ -142,6 +159,21 @@ def states(claim: Statement, fact: Statement, said: frozenset[str] = frozenset()
     if shared and claim.denies(shared) != fact.denies(shared) and not _limits(claim, fact):
         return False
     return verdict(claim, [fact]) != "contradicts"
+
+
+def takes_back(claim: Statement) -> bool:
+    """True for "that is wrong": it denies what was said right before it."""
+    return bool(_TAKES_BACK.search(claim.sentence.stem_text))
+
+
+def _is_counted(quantity: Quantity, claim: Statement) -> bool:
+    """True when the claim has the number, and not of another measure."""
+    measures = _MEASURES.intersection(quantity.units)
+    return any(
+        other.value == quantity.value
+        and (not measures or not _MEASURES.intersection(other.units) or measures <= {*other.units})
+        for other in claim.quantities
+    )
 
 
 def verdict(

@@ -44,7 +44,8 @@ _DEFLECTS = re.compile(
     r"care)|"
     r"support|seller|courier|bank)|not (?:our|my) (?:problem|fault|job|department)|"
     r"nothing (?:i|we) can do|(?:try|check) again later|you should have|read the (?:terms|faq)|"
-    r"as an ai|calm down|your own fault|deal with it) "
+    r"as an ai|nobody cares|(?:do|does) not care|who cares|live with it|is your problem|"
+    r"calm down|your own fault|deal with it) "
 )
 _BRUSQUE_FACTOR, _ASKED_AGAIN_FACTOR, _ENOUGH_WORDS = 0.3, 0.2, 3
 _LONGEST_GOODBYE = 25

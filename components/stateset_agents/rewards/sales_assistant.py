@@ -46,14 +46,18 @@ _PRESSURE = re.compile(
     r"you will regret|would be (?:stupid|foolish)|once in a lifetime|everyone (?:is buying|"
     r"has one)|"
     r"selling out|today only|offer (?:ends|expires)|cannot afford not|now or never|trust me|"
-    r"sign (?:here|now|today)) "
+    r"sign (?:here|now|today)|think too long|others are (?:looking|waiting|interested)|"
+    r"(?:almost|nearly) (?:gone|sold out)|while stock last|will not regret|before (?:someone|"
+    r"somebody|others) |shall i order|hardly notice) "
 )
 _BOAST = re.compile(
     r" (?:best in the world|best (?:\w+ )?(?:ever|on the market|money can buy)|number 1|"
     r"world s best|unbeatable|"
     r"revolutionary|perfect for everyone|no (?:downside|disadvantage|risk)|guarantee\w*|"
     r"100 percent|"
-    r"amazing|incredible|miracle|cures?|life changing|nobody (?:else|beats)|always the cheapest) "
+    r"cheaper (?:\w+ )?than anywhere|than anywhere else|last for ?ever|will envy|you deserve|"
+    r"pays for itself|amazing|incredible|miracle|cures?|life changing|nobody (?:else|beats)|"
+    r"always the cheapest) "
 )
 _RUNS_DOWN = re.compile(
     r" (?:competitors? (?:are|is) (?:\w+ )?(?:bad|rubbish|junk|terrible|scam)|rubbish|junk|trash) "

@@ -20,21 +20,27 @@ from stateset_agents.exceptions import ConfigurationError
 _CONTENT_WEIGHT = 3.0  # of a content word beside a function word
 _STUTTER_FACTOR = 0.6
 _WITHIN_TOLERANCE = 0.1
+# What is slipped in does not make a sentence another one.
+_FILLERS = frozenset(
+    ("well", "now", "soon", "really", "simply", "quickly", "shortly", "actually", "certainly",
+     "surely", "indeed", "once", "again", "also", "still", "just", "then", "so")
+)  # fmt: skip
 
 
 class SimilarityAwareReward(RewardFunction):
     """1 where every answer says something of its own, towards 0 the more it is like others.
 
     Per assistant turn, the product of
-    - `within`: sentences of the answer that are like an earlier one of the same answer, word
-      triples that come again, words said over and over;
+    - `within`: sentences of the answer (a semicolon ends one, too) that are like an earlier one of
+      the same answer, word triples that come again, words said over and over;
     - `across`: the greatest likeness to an earlier answer of the conversation, 1 up to
       `turn_tolerance`, falling to 0 at 1 (a copy);
     - `group`: the mean likeness to the answers that the group's other conversations give at the
       same turn, 1 up to `group_tolerance`, falling to `1 - group_strength` at 1 (all copies).
-    Likeness, in [0, 1], is the larger of the cosine of word counts (content words count threefold)
-    and the share of the shorter answer's word triples that the other one has. Without a group in
-    the context `group` is 1. The score is the mean of the turns' mean and the worst turn.
+    Likeness, in [0, 1], of words without fillers ("well", "now") is the larger of the cosine of
+    word counts (content words count threefold) and the share of the shorter answer's word triples
+    that the other one has. Without a group in the context `group` is 1. The score is the mean of
+    the turns' mean and the worst turn.
 
     An empty answer is like nothing and says nothing: it has 0. Fooled by: the same in other words,
     by nonsense (nothing is less like the others), and by drawing lots: distinct is not good, so
@@ -116,7 +122,7 @@ class SimilarityAwareReward(RewardFunction):
 
 def likeness(first: str, second: str) -> float:
     """How alike two texts are, in [0, 1]: 1 for a copy or a text that holds the other one."""
-    one, two = normalised_words(first), normalised_words(second)
+    one, two = _told(first), _told(second)
     if not one or not two:
         return float(one == two)
     if one == two:
@@ -125,6 +131,12 @@ def likeness(first: str, second: str) -> float:
     known = set(longer)
     copied = sum(gram in known for gram in shorter) / len(shorter) if shorter else 0.0
     return max(_cosine(_weighted(one), _weighted(two)), copied)
+
+
+def _told(text: str) -> tuple[str, ...]:
+    """The words of a text but for fillers; all of them where there is nothing else."""
+    words = normalised_words(text)
+    return tuple(word for word in words if word not in _FILLERS) or words
 
 
 def _weighted(words: tuple[str, ...]) -> dict[str, float]:
@@ -146,10 +158,11 @@ def _within(answer: Answer, words: tuple[str, ...]) -> float:
     """
     again = 0
     before: list[str] = []
-    for sentence in answer.sentences:
-        if len(sentence.words) > 2 and any(likeness(sentence.text, b) > 0.8 for b in before):
-            again += len(sentence.words)
-        before.append(sentence.text)
+    for part in (part for sentence in answer.sentences for part in sentence.text.split(";")):
+        length = len(normalised_words(part))
+        if length > 2 and any(likeness(part, b) > 0.8 for b in before):
+            again += length
+        before.append(part)
     triples = ngrams(words, 3)
     doubled = 1 - len(set(triples)) / len(triples) if triples else 0.0
     share = max(again / len(words), doubled)

@@ -12,6 +12,7 @@ from stateset_agents.core.facts import (
     root_of,
     statements_of,
     states,
+    takes_back,
     verdict,
 )
 from stateset_agents.core.reward.base import RewardFunction, RewardResult
@@ -52,10 +53,11 @@ class CorrectnessReward(RewardFunction):
     - `consistency`: 0.3 for each statement that contradicts (another number for the same thing, a
       "not" more or less, a word's opposite), 0.6 for each number and 0.8 for each name that nobody
       has given, the worst turn's product.
-    Questions claim nothing. Fooled by: a paraphrase in other words (it is missed), a wrong claim
-    that shares no word with the truth, numbers that change places within a sentence, true
-    statements about something else. `turn_scores` are recall (or support) earned in the turn, times
-    its consistency.
+    Questions claim nothing. What is doubted ("some say", "used to be"), or is of another measure
+    ("5 weeks" for 5 days), states no fact, and "that is wrong" contradicts what stands before it.
+    Fooled by: a paraphrase in other words (it is missed), a wrong claim that shares no word with
+    the truth, numbers that change places within a sentence, true statements about something else.
+    `turn_scores` are recall (or support) earned in the turn, times its consistency.
 
     Args:
         truth: for every conversation; None: from the context or the scenario.
@@ -203,7 +205,7 @@ def _read(
     ]
     found.update(new)
     verdicts = [verdict(claim, known, heard) for claim in claims if claim.roots or claim.quantities]
-    contradictions = verdicts.count("contradicts")
+    contradictions = verdicts.count("contradicts") + sum(takes_back(claim) for claim in claims)
     numbers, names = _invented(claims, [*known, *heard], bool(known))
     consistency = _CONTRADICTION_FACTOR**contradictions
     consistency *= _INVENTED_NUMBER_FACTOR**numbers * _INVENTED_NAME_FACTOR**names

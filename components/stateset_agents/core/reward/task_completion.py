@@ -21,7 +21,8 @@ class TaskCompletionReward(RewardFunction):
     Measures: things done (asked for, stated, acknowledged) by plain sentences in the right turn,
     halved for each thing that must not be said.
     Fooled by: right sentences at the right turn for the wrong reason (asking everybody for the
-    order number), reciting the policy, and anything untrue that no item forbids.
+    order number), reciting the policy, nonsense that holds an item's words, one
+    sentence that denies what another said, and anything untrue that no item forbids.
 
     Without a rubric it can only look at what the user asked for: the mean over assistant turns of
     `(h - 0.3) / 0.5`, cut to [0, 1], h the turn's helpfulness (lexical), and half of that where the
