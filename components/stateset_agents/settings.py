@@ -7,7 +7,8 @@ composes them. A setting is a field with a docstring: unit, range, what 0 or Non
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -41,7 +42,9 @@ class _SettingsMeta(ModelMetaclass):
             return super().__call__(*args, **values)
         except ValidationError as error:
             model = cast("type[BaseModel]", cls)
-            raise ConfigurationError([str(p) for p in find_problems(error, model)]) from error
+            raise ConfigurationError(
+                [str(p) for p in find_problems(error, model, values)]
+            ) from error
 
 
 class Settings(BaseModel, metaclass=_SettingsMeta):
@@ -71,17 +74,68 @@ class Settings(BaseModel, metaclass=_SettingsMeta):
             raise ConfigurationError(problems) from error
 
 
-def find_problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """Every problem of a failed validation: the key, what was found, what is allowed."""
+def find_problems(
+    error: ValidationError, model: type[BaseModel], values: Mapping[str, Any] | None = None
+) -> list[Problem]:
+    """Every problem of a failed validation: the key, what was found, what is allowed.
+
+    Args:
+        error: of the validation.
+        model: what was validated.
+        values: what it was given. With it, what contradicts each other is told beside a value that
+            is wrong by itself, which ends pydantic's validation of its section.
+    """
     texts: dict[tuple[str | int, ...], str] = {}
+    wrong: dict[tuple[str | int, ...], set[str]] = {}  # keys by the section that they are in
+    listed: set[type[BaseModel]] = set()  # sections whose allowed keys have been told
     for entry in error.errors(include_url=False):
         location = _keys_of(entry["loc"], model)
+        section = _section_of(location, model)
+        if len(location) > len(section):
+            wrong.setdefault(section, set()).add(str(location[len(section)]))
         if location in texts and location != entry["loc"]:
             # a union reports once for each of its members
             texts[location] += f", or {_allowed(entry['msg'])}"
         else:
-            texts[location] = _describe(dict(entry), model)
-    return [Problem(location, text) for location, text in texts.items()]
+            texts[location] = _describe(dict(entry), model, listed)
+    problems = [Problem(location, text) for location, text in texts.items()]
+    for section, keys in wrong.items():
+        problems += _problems_together(section, keys, model, values or {})
+    return problems
+
+
+def _section_of(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str | int, ...]:
+    """The part of a path that leads to a section."""
+    return location[: sum(1 for _ in _models_along(location, model))]
+
+
+def _problems_together(
+    section: tuple[str | int, ...],
+    wrong: set[str],
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+) -> list[Problem]:
+    """What the section's check of several fields says of the values that are not wrong by
+    themselves; what names one that is may go with it, and is left out.
+    """
+    given: Any = values
+    for key in section:
+        given = given.get(key) if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping):
+        return []
+    checked = _section_at(section, model)
+    try:
+        checked.model_validate({key: value for key, value in given.items() if key not in wrong})
+    except ValidationError as error:
+        lines = [
+            line
+            for entry in error.errors(include_url=False)
+            if not entry["loc"]
+            for line in _describe(dict(entry), checked, set()).splitlines()
+        ]
+        names = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in wrong))
+        return [Problem(section, line) for line in lines if not names.search(line)]
+    return []
 
 
 def allowed_keys(model: type[BaseModel]) -> list[str]:
@@ -94,11 +148,13 @@ def allowed_keys(model: type[BaseModel]) -> list[str]:
     return keys
 
 
-def _describe(entry: dict[str, Any], model: type[BaseModel]) -> str:
+def _describe(entry: dict[str, Any], model: type[BaseModel], listed: set[type[BaseModel]]) -> str:
     found = entry["input"]
     message = str(entry["msg"])
     if entry["type"] == "extra_forbidden":
-        return _describe_unknown_key(entry["loc"], model)
+        return _describe_unknown_key(entry["loc"], model, listed)
+    if entry["type"] == "no_such_attribute":
+        return _describe_unknown_key(entry["loc"], model, listed)
     if entry["type"] == "missing":
         return "missing; it has no default, write a value"
     if entry["type"] in ("value_error", "assertion_error"):
@@ -112,15 +168,27 @@ def _allowed(message: str) -> str:
     return message
 
 
-def _describe_unknown_key(location: tuple[str | int, ...], model: type[BaseModel]) -> str:
-    *parents, key = location
-    section = model
-    for section in _models_along(tuple(parents), model):  # noqa: B007 - the last one counts
-        pass
+def _describe_unknown_key(
+    location: tuple[str | int, ...], model: type[BaseModel], listed: set[type[BaseModel]]
+) -> str:
+    section, key = _section_at(location[:-1], model), location[-1]
+    for name, field in section.model_fields.items():
+        alias = field.validation_alias
+        spellings = {name, *(alias.choices if isinstance(alias, AliasChoices) else ())}
+        if key in spellings:  # taken already, under another of its names
+            others = " and ".join(f"`{other}`" for other in sorted(map(str, spellings - {key})))
+            return f"is the same setting as {others}, and given twice; give it once"
     keys = allowed_keys(section)
     close = difflib.get_close_matches(str(key), keys, n=1)
-    hint = f"did you mean `{close[0]}`? " if close else ""
-    return f"unknown key; {hint}allowed: {', '.join(keys)}"
+    hint = f" did you mean `{close[0]}`?" if close else ""
+    if section in listed:
+        return f"unknown key;{hint}" if close else "unknown key, as above"
+    listed.add(section)
+    return f"unknown key;{hint} allowed: {', '.join(keys)}"
+
+
+def _section_at(location: tuple[str | int, ...], model: type[BaseModel]) -> type[BaseModel]:
+    return [model, *_models_along(location, model)][-1]
 
 
 def _keys_of(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[str | int, ...]:

@@ -106,11 +106,16 @@ class ConversationEnvironment(Environment):
     ) -> None:
         problems = _problems(scenarios)
         given: Any = max_turns
+        order: Any = randomize_scenarios
         if not isinstance(given, int):
             problems.append(f"max_turns is {max_turns!r}; a whole number is needed")
         elif max_turns < 2:
             problems.append(
                 f"max_turns is {max_turns}; it counts messages of both sides, so at least 2"
+            )
+        if not isinstance(order, bool | None):
+            problems.append(
+                f"randomize_scenarios is {randomize_scenarios!r}; allowed: True, False, None"
             )
         if problems:
             raise ConfigurationError(problems)

@@ -16,6 +16,8 @@ from typing import Any
 from stateset_agents.exceptions import DataError
 from stateset_agents.inference.engine import FinishReason
 
+ROLES = ("system", "user", "assistant", "tool")
+
 
 class StopReason(StrEnum):
     """Why an episode ended."""
@@ -58,6 +60,18 @@ class ConversationTurn:
     reward: float | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     sample: TokenSample | None = None
+
+    def __post_init__(self) -> None:
+        """See that it is a message.
+
+        Raises:
+            DataError: a role that there is not, or a content that is no text.
+        """
+        if self.role not in ROLES or not isinstance(self.content, str):
+            raise DataError(
+                f"a turn has role {self.role!r} and content {self.content!r:.80}; allowed are the "
+                f"roles {', '.join(ROLES)}, and text"
+            )
 
     def __getitem__(self, key: str) -> str:
         if key not in ("role", "content"):
@@ -103,8 +117,13 @@ def to_messages(history: Iterable[ConversationTurn | Mapping[str, Any]]) -> list
     """Turn a history into plain messages, which chat templates take.
 
     Raises:
-        DataError: an entry is not a message.
+        DataError: it is one message and no list of them, or an entry is not a message.
     """
+    if isinstance(history, str | Mapping | ConversationTurn):
+        raise DataError(
+            f"a history is a list of messages, and this is one: {history!r:.80}; write "
+            '[{"role": "user", "content": ...}]'
+        )
     turns = (to_turn(entry, role="user") for entry in history)
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 

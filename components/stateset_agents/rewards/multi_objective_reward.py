@@ -70,6 +70,9 @@ class MultiObjectiveReward(RewardFunction):
             problems.append(
                 f"aggregation is {aggregation!r}; allowed: {', '.join(get_args(Aggregation))}"
             )
+        whether: Any = normalize
+        if not isinstance(whether, bool):
+            problems.append(f"normalize is {normalize!r}; allowed: True, False")
         if problems:
             raise ConfigurationError(problems)
         self.objectives = [_objective(entry) for entry in objectives]

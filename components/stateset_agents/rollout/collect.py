@@ -18,8 +18,8 @@ from stateset_agents.core.agent import Agent
 from stateset_agents.core.environment import Environment, EnvironmentState, Scenario
 from stateset_agents.core.seeds import derive_seed
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
-from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.rollout.episode import EpisodePlan, run_episode
+from stateset_agents.exceptions import ConfigurationError, RolloutError, StateSetError
+from stateset_agents.rollout.episode import EpisodePlan, run_episode, start_of
 
 # Two rollouts on one engine at a time must not share caches by having the same names.
 _rollout_numbers = itertools.count()
@@ -61,14 +61,16 @@ async def collect_groups(
 
     Raises:
         ConfigurationError: `num_generations` is below 1, or an episode found the configuration
-            wrong. Every other exception of an episode is recorded in its trajectory; one that is
-            raised where the environment chooses a scenario comes through.
+            wrong. Every other exception of an episode is recorded in its trajectory.
+        RolloutError: the environment raised where it was to choose a scenario.
     """
     if num_generations < 1:
         raise ConfigurationError(f"num_generations is {num_generations}; it must be at least 1")
     names = _names(scenarios, step, round_number)
     # A group compares answers to one start; where the environment chooses, it chooses once.
-    starts = [await environment.reset() if scenario is None else None for scenario in scenarios]
+    starts = [
+        await _chosen_start(environment) if scenario is None else None for scenario in scenarios
+    ]
     prefix = f"rollout-{next(_rollout_numbers)}"
     planned = [
         _plan_group(scenario, start, name, num_generations, seed, prefix)
@@ -138,6 +140,18 @@ def _group(plans: Sequence[EpisodePlan], played: Iterable[MultiTurnTrajectory]) 
     return TrajectoryGroup(group_id=first.group_id, scenario=scenario, trajectories=list(played))
 
 
+async def _chosen_start(environment: Environment) -> EnvironmentState:
+    try:
+        return await start_of(environment, None)
+    except StateSetError:
+        raise
+    except Exception as error:
+        raise RolloutError(
+            f"{type(environment).__name__}.reset() raised {type(error).__name__}: {error}; "
+            "check_environment(environment) tells more"
+        ) from error
+
+
 async def _play_all(
     agent: Agent,
     environment: Environment,
@@ -145,9 +159,10 @@ async def _play_all(
     on_episode: Callable[[MultiTurnTrajectory], None] | None,
 ) -> list[MultiTurnTrajectory]:
     """Play side by side, each in its own task; the first exception cancels the others."""
+    told: set[str] = set()
 
     async def play(plan: EpisodePlan) -> MultiTurnTrajectory:
-        trajectory = await run_episode(agent, environment, plan)
+        trajectory = await run_episode(agent, environment, plan, told=told)
         if on_episode is not None:
             on_episode(trajectory)
         return trajectory

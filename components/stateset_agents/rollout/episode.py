@@ -49,13 +49,29 @@ class EpisodePlan:
     state: EnvironmentState | None = None
 
 
+async def start_of(environment: Environment, scenario: Scenario | None) -> EnvironmentState:
+    """Where the environment starts a conversation.
+
+    Raises:
+        DataError: what it gave is no state.
+    """
+    given: object = await (environment.reset() if scenario is None else environment.reset(scenario))
+    if isinstance(given, EnvironmentState):
+        return given
+    raise DataError(
+        f"{type(environment).__name__}.reset() returned {given!r:.200}; it must return an "
+        "EnvironmentState (check_environment(environment) tells more)"
+    )
+
+
 async def run_episode(
-    agent: Agent, environment: Environment, plan: EpisodePlan
+    agent: Agent, environment: Environment, plan: EpisodePlan, *, told: set[str] | None = None
 ) -> MultiTurnTrajectory:
     """Play one conversation. It ends when the environment says so, when the context is full
     (`CONTEXT_FULL`), or when the agent or the environment raises (`FAILED`, with the error's text).
 
-    A first turn that does not fit the context has failed: nothing was sampled.
+    A first turn that does not fit the context has failed: nothing was sampled. `told` are errors
+    that the log has: a warning tells each of them once.
 
     Raises:
         ConfigurationError: a wrong configuration would fail every episode alike.
@@ -69,7 +85,7 @@ async def run_episode(
     )
     try:
         with recording(recorder):
-            state = plan.state or await environment.reset(plan.scenario)
+            state = plan.state or await start_of(environment, plan.scenario)
             trajectory.stop_reason = await _converse(
                 agent, environment, state, trajectory, recorder
             )
@@ -79,7 +95,10 @@ async def run_episode(
         # User code may raise anything. The episode is recorded as failed and never trained on.
         trajectory.stop_reason = StopReason.FAILED
         trajectory.error = f"{type(error).__name__}: {error}"
-        logger.warning("episode %s failed", plan.trajectory_id, exc_info=error)
+        told = set() if told is None else told
+        level = logging.DEBUG if trajectory.error in told else logging.WARNING
+        logger.log(level, "episode %s failed", plan.trajectory_id, exc_info=error)
+        told.add(trajectory.error)
     finally:
         agent.release(plan.conversation_id)
     trajectory.samples = recorder.samples

@@ -238,8 +238,17 @@ def in_calling_order(callbacks: Sequence[TrainingCallback]) -> list[TrainingCall
     """As given, `runs_last` last.
 
     Raises:
-        ConfigurationError: two share a name, so a checkpoint could not tell their states apart.
+        ConfigurationError: one is no callback, or two share a name, so a checkpoint could not tell
+            their states apart.
     """
+    wrong = [
+        f"callbacks[{place}] is {one!r:.80}; give an instance of a subclass of TrainingCallback, "
+        "such as EarlyStoppingCallback(patience=10)"
+        for place, one in enumerate(callbacks)
+        if not isinstance(one, TrainingCallback)
+    ]
+    if wrong:
+        raise ConfigurationError(wrong)
     names = [callback.name for callback in callbacks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -15,6 +15,7 @@ from pydantic import Field
 from stateset_agents.core.agent import MultiTurnAgent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
+from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.training.callbacks import TrainingCallback
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.multi_turn_trainer import MultiTurnGRPOTrainer
@@ -61,8 +62,15 @@ async def train_with_gspo(
     `callbacks`, `resume_from`, `eval_scenarios` and `eval_environment` are those of `train`.
 
     Raises:
+        ConfigurationError: a config that is of no GSPO.
         StateSetError: what `Trainer.train` raises.
     """
+    if getattr(config, "algorithm", None) not in ("gspo", "gspo_token"):
+        raise ConfigurationError(
+            f"train_with_gspo was given a {type(config).__name__} with algorithm="
+            f"{getattr(config, 'algorithm', None)!r}; give a GSPOConfig, or a "
+            'TrainingConfig(algorithm="gspo"), or call train()'
+        )
     trainer = MultiTurnGRPOTrainer(
         agent,
         environment,

@@ -6,6 +6,7 @@ nor the optimizer, so a step's conversations can be played before its turn comes
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from stateset_agents.core.agent import Agent
 from stateset_agents.core.environment import Environment, Scenario
 from stateset_agents.core.reward import RewardFunction
-from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
+from stateset_agents.core.trajectory import MultiTurnTrajectory, StopReason, TrajectoryGroup
 from stateset_agents.rollout.collect import collect_groups
 from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
 from stateset_agents.rollout.stored import group_from_json, group_to_json
@@ -26,6 +27,8 @@ from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.objective import objective_of
 from stateset_agents.training.processes import ALONE, Processes
 from stateset_agents.training.scenario_order import further_scenarios, scenarios_of_step
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class RolloutPlayer:
         self._objective = objective_of(config)
         self._on_episode = on_episode
         self._processes = processes
+        self._told_of_full_contexts = False
 
     async def play(self, step: int) -> StepRollout:
         """Play and score what step `step` (from 0) trains on.
@@ -98,6 +102,7 @@ class RolloutPlayer:
         rollout = StepRollout([])
         rollout.groups = await self._play_round(rollout, step, 0, self._scenarios(step))
         check_some_have_rewards(rollout.groups, self._reward_function)
+        self._tell_if_only_the_context_ends(rollout.groups)
         further = self._further(step)
         for round_number in range(1, self._objective.resampling_rounds + 1):
             rows = step_rows(rollout.groups, config)
@@ -111,6 +116,18 @@ class RolloutPlayer:
                 rollout.groups[place] = group
             rollout.resampled_groups += len(dull)
         return rollout
+
+    def _tell_if_only_the_context_ends(self, groups: Sequence[TrajectoryGroup]) -> None:
+        """Once a run: most often the environment forgets to end conversations."""
+        reasons = {one.stop_reason for group in groups for one in group.trajectories}
+        if reasons == {StopReason.CONTEXT_FULL} and not self._told_of_full_contexts:
+            self._told_of_full_contexts = True
+            _log.warning(
+                "every conversation of a step ended because the model's context was full, and none "
+                "because %s said so: its step() must return done=True at some time "
+                "(max_turns of a ConversationEnvironment), or the context is too small for it",
+                type(self._environment).__name__,
+            )
 
     async def _play_round(
         self,

@@ -56,6 +56,11 @@ async def train(
         if num_episodes is not None:
             settings["num_episodes"] = num_episodes
         config = config_for_profile(profile or "balanced", **settings)
+    elif not isinstance(config, TrainingConfig):
+        raise ConfigurationError(
+            f"config is {config!r:.80}; give a TrainingConfig, such as "
+            "TrainingConfig(learning_rate=1e-5)"
+        )
     else:
         given = {**settings, **({} if profile is None else {"profile": profile})}
         if given:

@@ -59,8 +59,8 @@ from stateset_agents.training.shaping import shape_rewards
 from stateset_agents.training.step import Learner, learning_rate, make_learner, train_step
 from stateset_agents.training.step_batch import make_step_batch
 from stateset_agents.training.trainer_checks import (
-    check_agent,
     check_demonstrations,
+    check_parts,
     check_preferences,
     check_rows,
     sampling_warning,
@@ -145,7 +145,7 @@ class Trainer:
         processes: Processes = ALONE,
     ) -> None:
         debug.apply()
-        check_agent(agent)
+        check_parts(agent, environment, reward_function)
         check_installed(config.reports)
         check_demonstrations(config, demonstrations)
         self.agent = agent

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 
 from stateset_agents.core.agent import MultiTurnAgent
+from stateset_agents.core.environment import Environment
+from stateset_agents.core.reward import problem_of_reward
 from stateset_agents.exceptions import ConfigurationError, TrainingError
 from stateset_agents.training.batching import StepRows
 from stateset_agents.training.config import TrainingConfig
@@ -21,6 +23,33 @@ _log = logging.getLogger(__name__)
 _LAST_TRAINER: weakref.WeakKeyDictionary[MultiTurnAgent, weakref.ref[object]] = (
     weakref.WeakKeyDictionary()
 )
+
+
+def check_parts(agent: object, environment: object, reward_function: object) -> None:
+    """Raises:
+    ConfigurationError: every one of the three that is something else, or an agent that cannot be
+        trained.
+    """
+    wanted: list[tuple[str, object, type, str]] = [
+        ("agent", agent, MultiTurnAgent, "MultiTurnAgent(AgentConfig(model_name=...))"),
+        ("environment", environment, Environment, "ConversationEnvironment(scenarios=[...])"),
+    ]
+    problems = [
+        f"{name} is {_told(given)}; give {'an' if name == 'environment' else 'a'} "
+        f"{kind.__name__}, such as {example}"
+        for name, given, kind, example in wanted
+        if not isinstance(given, kind)
+    ]
+    if problem := problem_of_reward(reward_function, "the reward function"):
+        problems.append(problem)
+    if problems:
+        raise ConfigurationError(problems)
+    assert isinstance(agent, MultiTurnAgent)  # else it is among the problems
+    check_agent(agent)
+
+
+def _told(given: object) -> str:
+    return f"the class {given.__name__}" if isinstance(given, type) else f"{given!r:.80}"
 
 
 def check_agent(agent: MultiTurnAgent) -> None:

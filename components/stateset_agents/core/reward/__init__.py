@@ -8,6 +8,7 @@ from stateset_agents.core.reward.base import (
     RewardFunction,
     RewardResult,
     Scorable,
+    problem_of_reward,
     reward_function,
 )
 from stateset_agents.core.reward.check import RewardFinding, RewardReport, check_reward
@@ -33,5 +34,6 @@ __all__ = [
     "Scorable",
     "TaskCompletionReward",
     "check_reward",
+    "problem_of_reward",
     "reward_function",
 ]

@@ -53,9 +53,10 @@ class RewardFunction(ABC):
 
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         self.name = name or type(self).__name__
-        if not math.isfinite(weight) or weight < 0:
+        given: Any = weight
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= given < math.inf:
             raise ConfigurationError(
-                f"reward {self.name!r} has weight {weight}; give a finite number of 0 or more"
+                f"reward {self.name!r} has weight {weight!r}; give a finite number of 0 or more"
             )
         self.weight = weight
 
@@ -98,6 +99,20 @@ class RewardFunction(ABC):
             f"reward {self.name!r} gave {given!r} for {where}; "
             "return a finite number or a RewardResult with a finite score"
         )
+
+
+def problem_of_reward(given: object, where: str) -> str | None:
+    """Why this is no reward and what to do, None where it is one; `where` names it."""
+    if isinstance(given, RewardFunction):
+        return None
+    if isinstance(given, type):
+        name = given.__name__
+        made = f"make one: {name}()" if issubclass(given, RewardFunction) else "give a reward"
+        return f"{where} is the class {name}; {made}"
+    if callable(given):
+        name = getattr(given, "__name__", type(given).__name__)
+        return f"{where} is the plain function {name}; put @reward_function() above it"
+    return f"{where} is {given!r:.80}; give a RewardFunction, such as HelpfulnessReward()"
 
 
 class FunctionReward(RewardFunction):

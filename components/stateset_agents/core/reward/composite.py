@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from stateset_agents.core.reward.base import RewardFunction, RewardResult, Scorable
+from stateset_agents.core.reward.base import (
+    RewardFunction,
+    RewardResult,
+    Scorable,
+    problem_of_reward,
+)
 from stateset_agents.core.trajectory import ConversationTurn
 from stateset_agents.exceptions import ConfigurationError
 
@@ -31,7 +36,8 @@ class CompositeReward(RewardFunction):
         name: its key in that one's breakdown.
 
     Raises:
-        ConfigurationError: no summand with a weight, or a gate's weight above 1.
+        ConfigurationError: a part that is no reward, no summand with a weight, or a gate's weight
+            above 1.
     """
 
     def __init__(
@@ -42,8 +48,8 @@ class CompositeReward(RewardFunction):
         name: str | None = None,
     ) -> None:
         super().__init__(weight=weight, name=name)
-        self.rewards = list(rewards)
-        self.gates = list(gates)
+        self.rewards = _parts(rewards, "rewards")
+        self.gates = _parts(gates, "gates")
         problems = []
         if not any(reward.weight > 0 for reward in self.rewards):
             problems.append(
@@ -117,6 +123,23 @@ class CompositeReward(RewardFunction):
             )
             for turn in range(lengths.pop())
         ]
+
+
+def _parts(given: Sequence[RewardFunction], what: str) -> list[RewardFunction]:
+    """The parts as a list.
+
+    Raises:
+        ConfigurationError: every one that is no reward.
+    """
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ConfigurationError(
+            f"{what} of a CompositeReward is {given!r:.80}; give a list of rewards"
+        )
+    parts = list(given)
+    named = (problem_of_reward(one, f"{what}[{place}]") for place, one in enumerate(parts))
+    if problems := [problem for problem in named if problem]:
+        raise ConfigurationError(problems)
+    return parts
 
 
 def _unique(names: Sequence[str]) -> list[str]:
