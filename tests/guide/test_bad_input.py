@@ -126,7 +126,7 @@ def test_a_setting_that_there_is_not_cannot_be_assigned() -> None:
         (lambda: ValueFunction(768, gamma=2, gae_lambda=-1), ["gamma=2", "gae_lambda=-1"]),
         (
             lambda: GSPOConfig(num_outer_iterations=0, beta=-1),
-            ["num_outer_iterations: found 0", "beta: found -1"],
+            ["beta: found -1", "num_outer_iterations: found 0"],
         ),
     ],
 )
