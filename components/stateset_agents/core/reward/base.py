@@ -54,7 +54,11 @@ class RewardFunction(ABC):
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         self.name = name or type(self).__name__
         given: Any = weight
-        if isinstance(given, bool) or not isinstance(given, Real) or not 0 <= given < math.inf:
+        if (
+            isinstance(given, bool)
+            or not isinstance(given, Real)
+            or not 0 <= float(given) < math.inf
+        ):
             raise ConfigurationError(
                 f"reward {self.name!r} has weight {weight!r}; give a finite number of 0 or more"
             )
