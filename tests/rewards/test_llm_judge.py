@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from stateset_agents.core.reward import CompositeReward, SafetyReward, check_reward
 from stateset_agents.exceptions import ConfigurationError, RewardError
 from stateset_agents.rewards import LLMJudgeReward
-from stateset_agents.rewards.judge_endpoint import LEDGER
+from stateset_agents.rewards.judge_account import LEDGER, Account, Limits
 from tests.rewards.judge_server import JudgeServer, judge_server, marks
 from tests.rewards.made import GOOD, conversation, score
 
@@ -204,7 +206,8 @@ async def test_no_more_is_spent_than_allowed_and_the_account_outlives_the_object
             await two.compute_rewards(answers("e."))
         assert two.account.cost <= 0.008
         assert len(server.bodies) == 4
-        assert len((tmp_path / LEDGER).read_text().splitlines()) == 4
+        entries = [json.loads(line) for line in (tmp_path / LEDGER).read_text().splitlines()]
+        assert [one["cost"] for one in entries if "cost" in one] == pytest.approx([0.002] * 4)
         await two.compute_rewards(answers("a."))  # what is on disk costs nothing
 
 
@@ -214,6 +217,42 @@ async def test_requests_side_by_side_do_not_outspend_the_limit() -> None:
         with pytest.raises(RewardError, match="max_requests is 3"):
             await reward.compute_rewards(answers(*"abcdefgh"))
         assert len(server.bodies) <= 3
+
+
+def test_processes_that_share_a_folder_spend_from_one_purse(tmp_path: Path) -> None:
+    # 4 processes try 30 requests of 1 each, and 50 are allowed
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "from stateset_agents.exceptions import RewardError\n"
+        "from stateset_agents.rewards.judge_account import Account, Limits\n"
+        "account = Account(Limits(max_cost=50, input_price=1), Path(sys.argv[1]))\n"
+        "paid = 0\n"
+        "for _ in range(30):\n"
+        "    try:\n"
+        "        reservation = account.reserve(1.0)\n"
+        "    except RewardError:\n"
+        "        break\n"
+        "    account.settle(reservation, 1.0, 10, 1)\n"
+        "    paid += 1\n"
+        "print(paid)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    paid = sum(int(process.communicate()[0]) for process in started)
+    assert paid == 50
+    assert Account(Limits(), tmp_path).cost == 50
+
+
+def test_what_another_process_has_set_aside_is_not_spent_a_second_time(tmp_path: Path) -> None:
+    limits = Limits(max_cost=1.0, input_price=1)
+    one, other = Account(limits, tmp_path), Account(limits, tmp_path)
+    reservation = one.reserve(0.7)
+    with pytest.raises(RewardError, match=r"0\.7000 are set aside for requests under way"):
+        other.reserve(0.7)
+    one.give_back(reservation)
+    other.settle(other.reserve(0.7), 0.6, 100, 10)
+    with pytest.raises(RewardError, match=r"has spent 0\.6000 of max_cost 1\.0000"):
+        one.reserve(0.7)
 
 
 async def test_tokens_are_estimated_where_the_server_tells_none() -> None:

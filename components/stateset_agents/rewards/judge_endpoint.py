@@ -1,7 +1,8 @@
 """An OpenAI-compatible chat endpoint, asked with care: side by side up to a limit, again where that
 may help, and not beyond what may be spent.
 
-Owns HTTP, retries and the accounts. It knows no rewards. `httpx` is imported when it is needed.
+Owns HTTP and retries; what may be spent is in `judge_account`. It knows no rewards. `httpx` is
+imported when it is needed.
 """
 
 from __future__ import annotations
@@ -9,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stateset_agents.core.trajectory import Message
 from stateset_agents.exceptions import ConfigurationError, RewardError
+from stateset_agents.rewards.judge_account import Account
 
 if TYPE_CHECKING:
     import httpx
@@ -30,7 +30,6 @@ _OF_THIS_CONVERSATION = frozenset((400, 413, 422))
 _LONGEST_WAIT = 60.0  # seconds
 _CHARACTERS_PER_TOKEN = 3.0  # fewer than there are in English: an estimate that is not too low
 _SHOWN = 300
-LEDGER = "spending.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,112 +47,6 @@ class NoReply:
     """There was no answer although it was asked again; `why` is for a person."""
 
     why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What may be spent, and what it costs.
-
-    Attributes:
-        max_cost: in the unit of the prices; None: no limit.
-        max_requests: that are answered; None: no limit.
-        input_price: of a million prompt tokens.
-        output_price: of a million completion tokens.
-    """
-
-    max_cost: float | None = None
-    max_requests: int | None = None
-    input_price: float = 0.0
-    output_price: float = 0.0
-
-    def problems(self) -> list[str]:
-        """What is wrong with them, one line each."""
-        found = [
-            f"{field} is {value}; give a finite number of 0 or more"
-            for field in ("max_cost", "max_requests", "input_price", "output_price")
-            if (value := getattr(self, field)) is not None
-            and not (math.isfinite(value) and value >= 0)
-        ]
-        if self.max_cost is not None and not (self.input_price or self.output_price):
-            found.append(
-                f"max_cost is {self.max_cost}, but input_price and output_price are 0, so nothing "
-                "would ever cost anything; give the prices of a million tokens, or max_requests"
-            )
-        return found
-
-
-class Account:
-    """What was spent. With a folder it is kept in `spending.jsonl` there, so that a run that goes
-    on, or the next one, does not begin at nothing.
-
-    Raises:
-        RewardError: the ledger in the folder cannot be read.
-    """
-
-    def __init__(self, limits: Limits, folder: Path | None) -> None:
-        self.limits = limits
-        self.cost = 0.0
-        self.requests = 0
-        self._reserved_cost = 0.0
-        self._reserved_requests = 0
-        self._ledger = folder / LEDGER if folder is not None else None
-        if self._ledger is not None and self._ledger.is_file():
-            self._read(self._ledger)
-
-    def reserve(self, cost: float) -> None:
-        """Set aside what a request costs at most, before it is sent.
-
-        Raises:
-            RewardError: that would be more than may be spent.
-        """
-        limits = self.limits
-        asked = self.requests + self._reserved_requests
-        if limits.max_requests is not None and asked >= limits.max_requests:
-            raise RewardError(
-                f"the judge has been asked {asked} times and max_requests is "
-                f"{limits.max_requests}; raise it, or score fewer conversations{self._where()}"
-            )
-        spent = self.cost + self._reserved_cost
-        if limits.max_cost is not None and spent + cost > limits.max_cost:
-            raise RewardError(
-                f"the judge has spent {self.cost:.4f} of max_cost {limits.max_cost:.4f}, and the "
-                f"next request may cost {cost:.4f}; raise max_cost, or score fewer "
-                f"conversations{self._where()}"
-            )
-        self._reserved_cost += cost
-        self._reserved_requests += 1
-
-    def settle(self, reserved: float, reply: Reply | None) -> None:
-        """Book what a request cost in the end; None: it was not answered."""
-        self._reserved_cost -= reserved
-        self._reserved_requests -= 1
-        if reply is None:
-            return
-        self.cost += reply.cost
-        self.requests += 1
-        if self._ledger is not None:
-            self._ledger.parent.mkdir(parents=True, exist_ok=True)
-            line = {
-                "cost": reply.cost,
-                "prompt_tokens": reply.prompt_tokens,
-                "completion_tokens": reply.completion_tokens,
-            }
-            with self._ledger.open("a", encoding="utf-8") as ledger:
-                ledger.write(json.dumps(line) + "\n")
-
-    def _read(self, ledger: Path) -> None:
-        for number, line in enumerate(ledger.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                self.cost += float(json.loads(line)["cost"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise RewardError(
-                    f"{ledger}, line {number}: {line!r} is no entry of the judge's account; "
-                    "remove the line"
-                ) from error
-            self.requests += 1
-
-    def _where(self) -> str:
-        return f" (the account is {self._ledger})" if self._ledger is not None else ""
 
 
 class ChatEndpoint:
@@ -240,8 +133,7 @@ class ChatEndpoint:
     ) -> Reply | NoReply | _MayPass:
         import httpx
 
-        reserved = self._most(body)
-        self.account.reserve(reserved)
+        reservation = self.account.reserve(self._most(body))
         reply = None
         try:
             response = await client.post(self.url, json=body)
@@ -262,7 +154,11 @@ class ChatEndpoint:
         except httpx.TransportError as error:
             return _MayPass(f"{self.url} cannot be reached ({type(error).__name__}: {error})")
         finally:
-            self.account.settle(reserved, reply)
+            if reply is None:
+                self.account.give_back(reservation)
+            else:
+                tokens = reply.prompt_tokens, reply.completion_tokens
+                self.account.settle(reservation, reply.cost, *tokens)
 
     def _read(self, text: str, body: dict[str, Any]) -> Reply:
         try:

@@ -1,7 +1,7 @@
 """A language model as judge, behind any OpenAI-compatible endpoint.
 
 Owns the reward and the answers kept on disk. What the judge is asked and how its answer is read is
-in `judge_prompt`; HTTP, retries and spending are in `judge_endpoint`.
+in `judge_prompt`; HTTP and retries are in `judge_endpoint`, spending is in `judge_account`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from stateset_agents.core.reward import RewardFunction, RewardResult, Scorable
 from stateset_agents.core.trajectory import ConversationTurn, Message
 from stateset_agents.exceptions import ConfigurationError, RewardError
-from stateset_agents.rewards.judge_endpoint import Account, ChatEndpoint, Limits, NoReply
+from stateset_agents.rewards.judge_account import Account, Limits
+from stateset_agents.rewards.judge_endpoint import ChatEndpoint, NoReply
 from stateset_agents.rewards.judge_prompt import (
     ASK_AGAIN,
     DEFAULT_RUBRIC,
@@ -55,9 +56,9 @@ class LLMJudgeReward(RewardFunction):
         api_key: None: from the environment variable `api_key_env`, should it be set.
         api_key_env: see there.
         cache_dir: where answers and the account of spending are kept; None: nowhere.
-        max_cost: what may be spent, in the unit of the prices, over the life of `cache_dir` (or of
-            this object, without one); None: no limit. A request is sent only where its highest
-            price still fits.
+        max_cost: what may be spent, in the unit of the prices, over the life of `cache_dir` and by
+            all processes that share it (or by this object, without one); None: no limit. A request
+            is sent only where its highest price still fits.
         max_requests: how often the judge may answer; None: no limit.
         input_price: of a million prompt tokens.
         output_price: of a million completion tokens.
