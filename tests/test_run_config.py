@@ -67,6 +67,20 @@ def test_the_starter_file_holds_every_parameter_and_names_the_default_it_leaves(
     assert set(written["train"]) == set(TrainingConfig.model_fields)
 
 
+def test_a_starter_file_begins_each_section_with_what_it_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    run_config.write_starter(path)
+    written = yaml.safe_load(path.read_text())  # in the order of the file
+    assert list(written) == list(run_config.RunConfig.model_fields)
+    first = {name: next(iter(section)) for name, section in written.items()}
+    assert first["train"] == "algorithm"
+    assert first["scenarios"] == "sources"
+    assert first["rewards"] == "weights"
+    # when a run is looked at is what the section inherits, and comes last of the two
+    order = list(written["train"])
+    assert order.index("learning_rate") < order.index("save_steps")
+
+
 def test_a_starter_file_replaces_another_only_when_told_to(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("mine", encoding="utf-8")
