@@ -416,12 +416,27 @@ def test_what_cannot_be_done_is_one_message_and_exit_code_1(
         ("evaluate", "--checkpoint", "x", "--output", "b.jsonl"),
         ("serve", "--port", "70000"),
         ("serve", "--port", "many"),
+        ("serve", "--follow", "-1"),
+        ("serve", "--follow", "5", "--checkpoint", "x"),
+        ("serve", "--follow", "5", "--model", "models:/support-agent/3"),
+        ("serve", "--model", "models:/support-agent/3", "--checkpoint", "x"),
         ("data", "import", "excel", "a", "b"),
         ("compare", "one"),
     ],
 )
 def test_wrong_arguments_are_exit_code_2(small: Path, arguments: tuple[str, ...]) -> None:
     assert run(*arguments) == ExitCode.WRONG_ARGUMENTS
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_word(small: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "validate", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == ExitCode.FAILED
 
 
 def test_an_empty_list_of_scenarios_is_told_with_its_file(

@@ -225,6 +225,13 @@ def test_who_leaves_disturbs_no_one_and_closing_fails_who_waits(report: dict[str
 
 
 @needs_vllm
+def test_an_answer_whose_listener_has_heard_enough_is_not_sampled_to_its_end(
+    report: dict[str, Any],
+) -> None:
+    assert report["leaving"]["ended"] == ["enough after 3", "all 60"]
+
+
+@needs_vllm
 def test_one_set_of_written_weights_is_kept_and_none_after_closing(report: dict[str, Any]) -> None:
     assert report["weights"]["files"] == ["model.safetensors"]
     assert report["files_left"] == 0

@@ -149,6 +149,27 @@ async def weights(engine: VLLMEngine, folder: Path) -> dict[str, Any]:
     return report
 
 
+async def enough(engine: VLLMEngine) -> list[str]:
+    """Who ends first: a long answer whose listener has heard enough, or one of 60 tokens."""
+    ended: list[str] = []
+    heard: list[int] = []
+
+    def hear(token: int) -> None:
+        heard.append(token)
+        if len(heard) == 3:
+            raise ValueError("enough")
+
+    async def ask_for(tokens: int, listener: Any) -> None:
+        try:
+            await engine.generate(request([5, 6, 7], max_new_tokens=tokens, seed=3), listener)
+            ended.append(f"all {tokens}")
+        except ValueError as error:
+            ended.append(f"{error} after {len(heard)}")
+
+    await asyncio.gather(ask_for(240, hear), ask_for(60, None))
+    return ended
+
+
 async def leaving(engine: VLLMEngine) -> dict[str, Any]:
     one, two = (request([5, 6, 7], max_new_tokens=240, seed=n) for n in range(2))
     calm = written(await engine.generate(two))
@@ -156,6 +177,7 @@ async def leaving(engine: VLLMEngine) -> dict[str, Any]:
     await asyncio.sleep(0.05)
     first.cancel()
     disturbed = written(await second)
+    ended = await enough(engine)
     waiting = asyncio.create_task(engine.generate(one))
     await asyncio.sleep(0.02)
     await engine.aclose()
@@ -165,6 +187,7 @@ async def leaving(engine: VLLMEngine) -> dict[str, Any]:
         "left": first.cancelled(),
         "calm": calm,
         "disturbed": disturbed,
+        "ended": ended,
         "closed": [written(result)["error"] for result in closed],
     }
 

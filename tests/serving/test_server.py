@@ -218,6 +218,9 @@ def test_fields_that_ask_for_nothing_and_contents_in_parts_are_fine(client: http
     plain = _post(client).json()["choices"]
     neutral = {"user": "me", "frequency_penalty": 0, "n": 1, "stream": False, "logit_bias": None}
     assert _post(client, messages=parts, **neutral).json()["choices"] == plain
+    empty = {"refusal": None, "annotations": [], "audio": None, "tool_calls": None, "name": None}
+    sent_back = [{**ASK["messages"][0], **empty}]
+    assert _post(client, messages=sent_back).json()["choices"] == plain
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,10 @@ def test_fields_that_ask_for_nothing_and_contents_in_parts_are_fine(client: http
         ({"messages": []}, 400, "messages", "at least 1 item"),
         ({"messages": [ASK["messages"][0]] * 6}, 400, "messages", "at most 5 are allowed"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role", "'system'"),
+        ({"messages": [{"role": "user", "content": "x", "name": "ann"}]},
+         400, "messages.0.name", "does not support this field"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+         400, "messages.0.tool_calls", "does not support this field"),
         ({"messages": [{"role": "user"}]}, 400, "messages.0.content", "Field required"),
         ({"stop": ["a", ""]}, 400, "stop", "none of them empty"),
         ({"model": "gpt-4o"}, 404, "model", "'gpt-4o' is not served here; use 'support-agent'"),

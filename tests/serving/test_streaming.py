@@ -9,11 +9,12 @@ import httpx
 import pytest
 
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
+from stateset_agents.inference.engine import GenerationRequest, GenerationResult, OnToken
 from stateset_agents.inference.stub_engine import StubEngine
 from stateset_agents.serving.app import create_app
 from stateset_agents.serving.config import ServeConfig
 from stateset_agents.serving.served_model import ServedModel
-from stateset_agents.serving.streaming import StopScanner
+from stateset_agents.serving.stop_scanner import StopScanner
 
 ANSWER = "Größe 48213 is late. It comes on Friday."
 ASK: dict[str, Any] = {"model": "shop", "messages": [{"role": "user", "content": "Where is it?"}]}
@@ -44,16 +45,17 @@ def test_what_was_held_back_for_nothing_is_sent_at_the_end() -> None:
     assert not scanner.found
 
 
-def client() -> httpx.AsyncClient:
+def client(engine: StubEngine | None = None) -> httpx.AsyncClient:
     """Of an application whose model always says `ANSWER`."""
-    agent = MultiTurnAgent(AgentConfig(model_name="x", max_new_tokens=200), StubEngine([ANSWER]))
+    config = AgentConfig(model_name="x", max_new_tokens=200)
+    agent = MultiTurnAgent(config, engine or StubEngine([ANSWER]))
     app = create_app(ServedModel(agent, "shop", "1", "0" * 64, 0), ServeConfig())
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
-async def ask(**change: Any) -> tuple[httpx.Response, list[Any]]:
+async def ask(engine: StubEngine | None = None, **change: Any) -> tuple[httpx.Response, list[Any]]:
     """The response, and its events without the closing one."""
-    async with client() as one:
+    async with client(engine) as one:
         response = await one.post("/v1/chat/completions", json={**ASK, "stream": True, **change})
     if response.status_code != 200:
         return response, []
@@ -86,6 +88,47 @@ async def test_a_stream_says_why_it_ended() -> None:
     _, stopped = await ask(stop=["late"])
     assert text_of(stopped) == "Größe 48213 is "
     assert stopped[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+async def test_chunks_speak_of_usage_only_where_it_was_asked_for() -> None:
+    _, plain = await ask()
+    assert all("usage" not in event for event in plain)
+    _, counted = await ask(stream_options={"include_usage": True})
+    assert [event["usage"] for event in counted[:-1]] == [None] * (len(counted) - 1)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_nothing_is_sampled_after_a_stop_text_and_its_tokens_are_the_last_counted(
+    is_streamed: bool,
+) -> None:
+    # the stub's tokens are bytes; two letters of the answer before it take two
+    tokens = len("Größe 48213 is late".encode())
+    engine = CountingStub([ANSWER])
+    if is_streamed:
+        _, events = await ask(stop=["late"], engine=engine, stream_options={"include_usage": True})
+        usage = events[-1]["usage"]
+    else:
+        async with client(engine) as one:
+            response = await one.post("/v1/chat/completions", json={**ASK, "stop": ["late"]})
+        usage = response.json()["usage"]
+    assert engine.told == tokens
+    assert usage["completion_tokens"] == tokens
+
+
+class CountingStub(StubEngine):
+    """Counts the tokens that it told, as a model would compute them."""
+
+    told = 0
+
+    async def generate(
+        self, request: GenerationRequest, on_token: OnToken | None = None
+    ) -> GenerationResult:
+        def count(token: int) -> None:
+            self.told += 1
+            if on_token is not None:
+                on_token(token)
+
+        return await super().generate(request, count)
 
 
 @pytest.mark.parametrize("stop", [None, ["late"]])

@@ -116,6 +116,15 @@ class MultiTurnAgent(Agent):
         other._engine = None
         return other
 
+    def speaking_through(self, engine: Engine, **settings: Any) -> Self:
+        """An agent like this one, of its class and with its memory, that speaks through an engine
+        which stands already; `settings` change its config as they are. This one stays as it is.
+        """
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update=settings)
+        other._engine = engine
+        return other
+
     @property
     def engine(self) -> Engine:
         """What generates.
@@ -167,11 +176,8 @@ class MultiTurnAgent(Agent):
         Raises:
             StateSetError: what `generate_response` raises, after the pieces that came before it.
         """
-        if type(self).generate_response is not MultiTurnAgent.generate_response:
-            yield await self.generate_response(conversation_history)
-            return
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        answering = asyncio.create_task(self._respond(conversation_history, pieces.put_nowait))
+        answering = asyncio.create_task(self.respond(conversation_history, pieces.put_nowait))
         answering.add_done_callback(lambda _: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -180,6 +186,22 @@ class MultiTurnAgent(Agent):
         finally:
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
+
+    async def respond(self, conversation_history: Sequence[Message], on_text: OnText) -> str:
+        """Answer as `generate_response` does, and tell `on_text` each piece of the text as soon as
+        it is sampled; the pieces are those of `stream_response`.
+
+        What `on_text` raises ends the generation there, before another token is computed (vLLM may
+        be a few ahead), and is raised.
+
+        Raises:
+            StateSetError: what `generate_response` raises.
+        """
+        if type(self).generate_response is not MultiTurnAgent.generate_response:
+            text = await self.generate_response(conversation_history)
+            on_text(text)
+            return text
+        return await self._respond(conversation_history, on_text)
 
     async def _respond(
         self, conversation_history: Sequence[Message], on_text: OnText | None

@@ -144,6 +144,7 @@ class VLLMEngine:
                 on_token(token)
             except Exception as error:  # of whoever listens: raised to them below
                 failed.append(error)
+                asked.cancel()  # nobody wants the rest
 
         def hand_over(token_ids: Sequence[int]) -> None:
             for token in token_ids[len(heard) :]:
@@ -151,7 +152,13 @@ class VLLMEngine:
                 loop.call_soon_threadsafe(hear, int(token))
 
         asking = self._ask(request, None if on_token is None else hand_over)
-        result = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, self._loop))
+        asked = asyncio.run_coroutine_threadsafe(asking, self._loop)
+        try:
+            result = await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            if failed:
+                raise failed[0] from None
+            raise
         if failed:
             raise failed[0]
         return result

@@ -29,5 +29,16 @@ class ServeConfig(Settings):
     max_answer_tokens: int = Field(default=1_024, ge=1)
     """Most tokens that a request may ask for in `max_tokens`."""
 
+    max_requests: int = Field(default=128, ge=1)
+    """Most requests that are answered or wait for it at once; what comes beyond is answered with
+    503 at once."""
+
+    retry_after_seconds: int = Field(default=2, ge=1)
+    """What such an answer tells a client in `Retry-After`. Seconds."""
+
+    follow_seconds: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """How often the registry's alias is looked at; when it has moved, the version that it names now
+    answers from then on. Seconds; 0 = never, another version needs another start."""
+
     shutdown_seconds: int = Field(default=20, ge=0)
     """How long requests under way may take after the server was told to stop. Seconds."""

@@ -34,8 +34,27 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "modalities": (None, ["text"]),
 }
+# The same of a message: an answer of OpenAI's that is sent back as it came has most of them.
+_NEUTRAL_OF_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "name": (None,),
+    "refusal": (None,),
+    "audio": (None,),
+    "annotations": (None, []),
+    "tool_calls": (None, []),
+    "function_call": (None,),
+}
 # Fields that say nothing about the answer.
 _HARMLESS = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+
+
+def _without_neutral(values: Any, neutral: dict[str, tuple[Any, ...]]) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {
+        name: value
+        for name, value in values.items()
+        if not (name in neutral and value in neutral[name])
+    }
 
 
 def _characters_only(text: str) -> str:
@@ -60,8 +79,15 @@ class TextPart(BaseModel):
 class RequestMessage(BaseModel):
     """One message of a request; `developer` is OpenAI's newer word for `system`."""
 
+    model_config = ConfigDict(extra="forbid")
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_asks_for_nothing(cls, values: Any) -> Any:
+        return _without_neutral(values, _NEUTRAL_OF_MESSAGES)
 
     def as_chat(self) -> dict[str, str]:
         """As chat templates want it."""
@@ -98,13 +124,10 @@ class ChatRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_what_asks_for_nothing(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        kept = {name: value for name, value in values.items() if name not in _HARMLESS}
-        for name, neutral in _NEUTRAL.items():
-            if name in kept and kept[name] in neutral:
-                del kept[name]
-        return kept
+        kept = _without_neutral(values, _NEUTRAL)
+        if not isinstance(kept, dict):
+            return kept
+        return {name: value for name, value in kept.items() if name not in _HARMLESS}
 
     @field_validator("stop")
     @classmethod

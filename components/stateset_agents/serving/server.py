@@ -12,23 +12,43 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from stateset_agents.exceptions import ServingError
 from stateset_agents.serving.config import ServeConfig
 from stateset_agents.tracking.config import TrackingConfig
 
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from stateset_agents.serving.in_service import InService
+
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
+_LAST_WORDS_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What is served, as `serve` was told."""
+
+    reference: str | None
+    folder: Path | None
+    base_model: Path | None
+    generation: Mapping[str, Any] | None
 
 
 def serve(
     config: ServeConfig,
     tracking: TrackingConfig,
     *,
+    reference: str | None = None,
     folder: Path | None = None,
     base_model: Path | None = None,
     generation: Mapping[str, Any] | None = None,
@@ -37,15 +57,18 @@ def serve(
     """Answer chat requests until a signal (SIGINT, SIGTERM) comes.
 
     Args:
-        config: where to listen, and the limits.
-        tracking: where the registry is; its champion is served.
+        config: where to listen, the limits, and how often the registry is looked at.
+        tracking: where the registry is.
+        reference: the version to serve, `models:/NAME@ALIAS` or `models:/NAME/VERSION`; default:
+            the champion.
         folder: a model folder to serve instead.
         base_model: the base model, if `folder` holds an adapter that names another or none.
         generation: system prompt and sampling for a folder that has none of its own.
         api_key: what clients must send; default: STATESET_API_KEY; neither = everyone may ask.
 
     Raises:
-        ServingError: the port is in use, nothing was promoted yet, or the key is empty.
+        ServingError: the port is in use, nothing was promoted yet, the key is empty, or what is to
+            be followed cannot move.
         RegistryError: the registry does not answer.
         ModelSourceError: the folder is no policy's, or its model cannot be loaded.
     """
@@ -56,10 +79,12 @@ def serve(
             "the API key is empty; give STATESET_API_KEY or --api-key a value, or unset it: then "
             "everyone who reaches the server may ask"
         )
+    _check_followed(reference, config.follow_seconds, has_folder=folder is not None)
     # the port first: it would be a pity to load a model for a minute and then fail
     listener = bind(config.host, config.port)
     with contextlib.closing(listener):
-        asyncio.run(_run(config, tracking, listener, folder, base_model, generation, key))
+        source = _Source(reference, folder, base_model, generation)
+        asyncio.run(_run(config, tracking, listener, source, key))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -110,15 +135,53 @@ async def _run(
     config: ServeConfig,
     tracking: TrackingConfig,
     listener: socket.socket,
-    folder: Path | None,
-    base_model: Path | None,
-    generation: Mapping[str, Any] | None,
+    source: _Source,
     api_key: str | None,
 ) -> None:
-    import uvicorn
-
     from stateset_agents.serving.app import create_app
     from stateset_agents.serving.served_model import load_served_model
+
+    model = await load_served_model(
+        tracking,
+        reference=source.reference,
+        folder=source.folder,
+        base_model=source.base_model,
+        generation=source.generation,
+    )
+    listen(listener)
+    app = create_app(model, config, api_key)
+    host, port = listener.getsockname()[:2]
+    guard = "with an API key" if api_key else "without an API key: everyone who reaches it may ask"
+    logger.info("serving %s at http://%s:%s/v1 %s", model.full_name, host, port, guard)
+    async with _following(app.state.in_service, config, tracking, source):
+        await _make_server(app, config).serve(sockets=[listener])
+
+
+@contextlib.asynccontextmanager
+async def _following(
+    in_service: InService, config: ServeConfig, tracking: TrackingConfig, source: _Source
+) -> AsyncIterator[None]:
+    """Within it the alias is looked at, if that was asked for."""
+    if not config.follow_seconds:
+        yield
+        return
+    from stateset_agents.serving.follow import Follower
+    from stateset_agents.serving.served_model import champion_of
+
+    reference = source.reference or champion_of(tracking)
+    seconds = config.follow_seconds
+    follower = Follower(in_service, tracking, reference, seconds, source.generation)
+    logger.info("%s is looked at every %g s", reference, seconds)
+    following = asyncio.create_task(follower.run())
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def _make_server(app: FastAPI, config: ServeConfig) -> uvicorn.Server:
+    import uvicorn
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -134,20 +197,39 @@ async def _run(
             for one in signals:
                 loop.remove_signal_handler(one)
 
-    model = await load_served_model(
-        tracking, folder=folder, base_model=base_model, generation=generation
-    )
-    listen(listener)
-    app = create_app(model, config, api_key)
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if not self.should_exit:
+                loop = asyncio.get_running_loop()
+                loop.call_later(config.shutdown_seconds, app.state.under_way.end_all)
+            super().handle_exit(sig, frame)
+
     settings = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="on",
         server_header=False,
-        timeout_graceful_shutdown=config.shutdown_seconds,
+        # who waits is told first that it took too long, see `UnderWay.end_all`
+        timeout_graceful_shutdown=config.shutdown_seconds + _LAST_WORDS_SECONDS,
     )
-    host, port = listener.getsockname()[:2]
-    guard = "with an API key" if api_key else "without an API key: everyone who reaches it may ask"
-    logger.info("serving %s at http://%s:%s/v1 %s", model.full_name, host, port, guard)
-    await Server(settings).serve(sockets=[listener])
+    return Server(settings)
+
+
+def _check_followed(reference: str | None, seconds: float, *, has_folder: bool) -> None:
+    """What is followed must be able to move.
+
+    Raises:
+        ServingError: a folder, or a version by its number.
+    """
+    if not seconds:
+        return
+    if has_folder:
+        raise ServingError(
+            "a folder cannot be followed: leave --follow out, or serve from the registry: "
+            "--model models:/NAME@ALIAS"
+        )
+    if reference is not None and "@" not in reference:
+        raise ServingError(
+            f"{reference} names one version for good, so there is nothing to follow: leave "
+            "--follow out, or name an alias: --model models:/NAME@ALIAS"
+        )

@@ -1,55 +1,19 @@
 """Server-sent events: an answer as OpenAI's chat completion chunks, while it is being sampled.
 
-Owns the form of the chunks, and that a stop text is never half sent. It does not know how answers
-are made.
+Owns the form of the chunks. It does not know how answers are made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from stateset_agents.exceptions import StateSetError
+from stateset_agents.serving.answer import Answer
+from stateset_agents.serving.refusals import as_request_error
+
 DONE = "data: [DONE]\n\n"
-
-
-class StopScanner:
-    """Lets text through until the first of the stop texts, which may lie across several pieces.
-
-    What could be the beginning of one is held back until it is known not to be.
-
-    Attributes:
-        found: True once a stop text was met; nothing is let through after it.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def feed(self, piece: str) -> str:
-        """What may be sent now."""
-        if self.found:
-            return ""
-        text = self._held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            self.found, self._held = True, ""
-            return text[: min(places)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
-
-    def finish(self) -> str:
-        """What was held back for nothing."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that begins `stop` and is not all of it."""
-    most = min(len(text), len(stop) - 1)
-    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 def event(value: Any) -> str:
@@ -61,3 +25,28 @@ def chunk(head: dict[str, Any], delta: dict[str, str], finish_reason: str | None
     """One chunk with what the message has gained."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
     return event({**head, "choices": [choice]})
+
+
+async def answer_events(
+    answer: Answer, head: dict[str, Any], *, with_usage: bool
+) -> AsyncGenerator[str, None]:
+    """An answer as events, piece by piece as it is sampled; a failure is an event with an `error`.
+
+    Args:
+        answer: what is being said.
+        head: what every chunk says beside what was gained.
+        with_usage: end with the number of tokens; every chunk before says `"usage": null` then, and
+            without it none has the field.
+    """
+    if with_usage:
+        head = {**head, "usage": None}
+    try:
+        yield chunk(head, {"role": "assistant", "content": ""})
+        while (piece := await answer.next_piece()) is not None:
+            yield chunk(head, {"content": piece})
+        yield chunk(head, {}, answer.finish_reason)
+        if with_usage:
+            yield event({**head, "choices": [], "usage": answer.usage})
+        yield DONE
+    except StateSetError as error:
+        yield event(as_request_error(error).body())
