@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
+import shutil
+import sqlite3
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from stateset_agents.exceptions import RegistryError
 from stateset_agents.tracking.config import PromoteConfig, TrackingConfig
@@ -303,37 +308,107 @@ def test_the_lock_of_a_sqlite_store_is_held_by_one(registered: TrackingConfig) -
     _is_exclusive(registered)
 
 
-def test_the_lock_of_an_mlflow_server_is_held_by_one(
-    registered: TrackingConfig, tmp_path: Path, mlflow_server: str
-) -> None:
-    served = TrackingConfig(tracking_uri=mlflow_server)
+@pytest.fixture(scope="module")
+def mlflow_server(
+    empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Path]]:
+    """A real MLflow server: its address, and the database it keeps everything in."""
+    folder = tmp_path_factory.mktemp("served")
+    database = Path(shutil.copy(empty_database, folder / "mlflow.db"))
+    port = free_port()
+    # fmt: off
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{database}", "--workers", "1",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]
+    # fmt: on
+    with running(command, folder / "server.log", env={"MLFLOW_DISABLE_TELEMETRY": "true"}):
+        wait_for_http(f"http://127.0.0.1:{port}/health", 60)
+        yield f"http://127.0.0.1:{port}", database
+
+
+def _with_a_version(address: str, name: str) -> TrackingConfig:
+    served = TrackingConfig(tracking_uri=address, registered_model=name)
+    client = open_client(served)
+    client.create_registered_model(name)
+    client.create_model_version(name, source="s3://nowhere/model")
+    return served
+
+
+def _sql(database: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(statement)
+
+
+def test_the_lock_of_an_mlflow_server_is_held_by_one(mlflow_server: tuple[str, Path]) -> None:
+    served = _with_a_version(mlflow_server[0], "support-agent")
     _is_exclusive(served)
     assert promote(served, PromoteConfig(lock_seconds=5), "1", GOOD).promoted
     assert [entry.to_version for entry in history(served)] == ["1"]
     tags = open_client(served).get_registered_model("support-agent").tags
     assert list(tags) == ["promotion.000001"]
-    nothing = TrackingConfig(tracking_uri=mlflow_server, registered_model="nobody")
+    nothing = TrackingConfig(tracking_uri=mlflow_server[0], registered_model="nobody")
     with pytest.raises(RegistryError, match="cannot read the promotion lock of nobody"):
         roll_back(nothing)
 
 
-@pytest.fixture
-def mlflow_server(registered: TrackingConfig, tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on the store of `registered`."""
-    port = free_port()
-    # fmt: off
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--backend-store-uri", registered.tracking_uri, "--workers", "1",
-        "--artifacts-destination", str(tmp_path / "served"),
-    ]
-    # fmt: on
-    with running(command, tmp_path / "server.log", env={"MLFLOW_DISABLE_TELEMETRY": "true"}):
-        wait_for_http(f"http://127.0.0.1:{port}/health", 60)
-        yield f"http://127.0.0.1:{port}"
+def test_a_lock_that_went_to_another_before_the_move_moves_nothing(
+    mlflow_server: tuple[str, Path],
+) -> None:
+    address, database = mlflow_server
+    served = _with_a_version(address, "taken")
+    another = json.dumps({"owner": "another", "token": "b", "expires": 4e9})
+    _sql(
+        database,
+        "CREATE TRIGGER take AFTER INSERT ON registered_model_tags "
+        "WHEN NEW.name = 'taken' AND NEW.key = 'promotion.000001' BEGIN "
+        f"UPDATE registered_model_tags SET value = '{another}' "
+        "WHERE name = 'taken' AND key = 'promotion_lock'; END",
+    )
+    with pytest.raises(RegistryError, match="promotion lock of taken was lost while it was held"):
+        promote(served, PromoteConfig(lock_seconds=5), "1", GOOD)
+    assert champion_version(served) is None
+    tags = open_client(served).get_registered_model("taken").tags
+    assert json.loads(tags["promotion_lock"])["owner"] == "another"
 
 
-def test_the_lock_of_a_postgresql_store_is_held_by_one(registered: TrackingConfig) -> None:
+@pytest.mark.parametrize("doing", ["INSERT", "DELETE"])
+def test_what_mlflow_refuses_the_lock_is_one_error_of_ours(
+    registered: TrackingConfig, doing: str
+) -> None:
+    # the client is one of the database; that the lock is a tag follows from the address alone
+    client, served = open_client(registered), TrackingConfig(tracking_uri="http://127.0.0.1:9")
+    _sql(
+        Path(registered.tracking_uri.removeprefix("sqlite:///")),
+        f"CREATE TRIGGER full BEFORE {doing} ON registered_model_tags "
+        "BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+    )
+    with (
+        pytest.raises(RegistryError, match=r"promotion lock of support-agent.*disk full"),
+        promotion_lock(client, served, 5),
+    ):
+        pass
+    if doing == "DELETE":  # what went wrong inside is told before what went wrong afterwards
+        client.set_registered_model_tag("support-agent", "promotion_lock", "")
+        with pytest.raises(ZeroDivisionError), promotion_lock(client, served, 5):
+            raise ZeroDivisionError
+
+
+def test_a_lock_that_expired_is_no_longer_held(registered: TrackingConfig) -> None:
+    client, served = open_client(registered), TrackingConfig(tracking_uri="http://127.0.0.1:9")
+    with promotion_lock(client, served, 5) as require_held:
+        require_held()
+        row = json.loads(client.get_registered_model("support-agent").tags["promotion_lock"])
+        row["expires"] = 1.0
+        client.set_registered_model_tag("support-agent", "promotion_lock", json.dumps(row))
+        with pytest.raises(RegistryError, match="was lost while it was held, so the champion was"):
+            require_held()
+
+
+def test_the_lock_of_a_postgresql_store_is_held_by_one_whose_session_lives(
+    registered: TrackingConfig,
+) -> None:
     try:
         with postgres_server() as server:
             uri = server.url("mlflow")
@@ -345,9 +420,25 @@ def test_the_lock_of_a_postgresql_store_is_held_by_one(registered: TrackingConfi
                 promotion_lock(client, postgres, 0.2),
             ):
                 pass
+            with promotion_lock(client, postgres, 5) as require_held:
+                require_held()
+                ending = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype='advisory'"
+                with create_engine(uri).connect() as another:
+                    another.execute(text(ending))
+                with pytest.raises(RegistryError, match="lock of support-agent in PostgreSQL"):
+                    require_held()
             with promotion_lock(client, postgres, 5):
                 pass
     except FileNotFoundError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"{error} is missing: install PostgreSQL (apt-get install postgresql)")
+
+
+def test_a_postgresql_that_is_gone_is_one_error_of_ours(registered: TrackingConfig) -> None:
+    gone = TrackingConfig(tracking_uri=f"postgresql://nobody@127.0.0.1:{free_port()}/mlflow")
+    with (
+        pytest.raises(RegistryError, match="refuses the promotion lock of support-agent in Postg"),
+        promotion_lock(open_client(registered), gone, 0.2),
+    ):
+        pass

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stateset_agents.exceptions import RegistryError
 from stateset_agents.tracking.config import PromoteConfig, TrackingConfig
 from stateset_agents.tracking.mlflow_run import open_client
-from stateset_agents.tracking.promotion_lock import promotion_lock
+from stateset_agents.tracking.promotion_lock import RequireHeld, promotion_lock
 from stateset_agents.tracking.registry import CHAMPION, alias_version, find_version
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def promote(
     client = open_client(tracking)
     name = tracking.registered_model
     challenger = find_version(tracking, f"models:/{name}/{version}")
-    with promotion_lock(client, tracking, config.lock_seconds):
+    with promotion_lock(client, tracking, config.lock_seconds) as require_held:
         champion = alias_version(client, name, CHAMPION)
         entries = read_history(client, name)
         compared_with = compared_champion(figures)
@@ -304,7 +304,7 @@ def promote(
         if refused:
             return PromotionOutcome(False, version, champion, champion, tuple(refused), gates)
         reasons = tuple(gate.sentence for gate in gates)
-        _move(client, name, "promote", champion, version, "; ".join(reasons))
+        _move(client, name, "promote", champion, version, "; ".join(reasons), require_held)
     return PromotionOutcome(True, version, version, champion, reasons, gates)
 
 
@@ -321,11 +321,11 @@ def set_champion(
     client = open_client(tracking)
     name = tracking.registered_model
     find_version(tracking, f"models:/{name}/{version}")
-    with promotion_lock(client, tracking, lock_seconds):
+    with promotion_lock(client, tracking, lock_seconds) as require_held:
         champion = alias_version(client, name, CHAMPION)
         if champion == version:
             raise RegistryError(f"version {version} of {name} is champion already")
-        return _move(client, name, "set", champion, version, why)
+        return _move(client, name, "set", champion, version, why, require_held)
 
 
 def roll_back(
@@ -338,7 +338,7 @@ def roll_back(
     """
     client = open_client(tracking)
     name = tracking.registered_model
-    with promotion_lock(client, tracking, lock_seconds):
+    with promotion_lock(client, tracking, lock_seconds) as require_held:
         champion = alias_version(client, name, CHAMPION)
         previous = previous_champion(read_history(client, name), champion)
         if champion is None or previous is None:
@@ -348,7 +348,7 @@ def roll_back(
             )
         find_version(tracking, f"models:/{name}/{previous}")
         reason = why.strip() or "rolled back by hand"
-        return _move(client, name, "rollback", champion, previous, reason)
+        return _move(client, name, "rollback", champion, previous, reason, require_held)
 
 
 def history(tracking: TrackingConfig) -> list[HistoryEntry]:
@@ -411,8 +411,9 @@ def _move(
     champion: str | None,
     version: str,
     why: str,
+    require_held: RequireHeld,
 ) -> HistoryEntry:
-    """Append to the history, then move the alias; the caller holds the lock.
+    """Append to the history, then move the alias, if the caller's lock still holds at each.
 
     The entry comes first: a process that dies between the two leaves a record of a change that did
     not happen, which the next rollback sees through, and never a change without a record.
@@ -429,9 +430,11 @@ def _move(
         when=datetime.now(UTC).isoformat(timespec="seconds"),
         why=why[:_MAX_REASON_CHARACTERS],
     )
+    require_held()
     try:
         tag = f"{_HISTORY}{entry.number:06d}"
         client.set_registered_model_tag(name, tag, json.dumps(asdict(entry), ensure_ascii=False))
+        require_held()
         client.set_registered_model_alias(name, CHAMPION, version)
     except MlflowException as error:
         raise RegistryError(

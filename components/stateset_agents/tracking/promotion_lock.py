@@ -11,6 +11,9 @@ Which lock depends on the store, because a lock must be where everyone who promo
   no compare-and-set either, so the holder writes, waits `_SETTLE_SECONDS`, reads, and has the lock
   only if its own token is still there. It holds while two writers' clocks and requests are not
   apart by more than that; a holder that dies blocks others until the expiry.
+
+The last two can be lost while they are held (a connection that broke, an expiry that passed): a
+holder asks once more right before it changes something.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,16 +39,21 @@ _TAG = "promotion_lock"
 _SETTLE_SECONDS = 1.0
 _EXPIRY_SECONDS = 300.0
 
+RequireHeld = Callable[[], None]
+
 
 @contextlib.contextmanager
 def promotion_lock(
     client: MlflowClient, tracking: TrackingConfig, seconds: float
-) -> Iterator[None]:
+) -> Iterator[RequireHeld]:
     """Hold the lock of this registered model for the length of a `with` block.
 
+    Yields:
+        What to call right before a change: it raises RegistryError where the lock was lost since.
+
     Raises:
-        RegistryError: someone else holds it for longer than `seconds`, or the server has no such
-            registered model.
+        RegistryError: someone else holds it for longer than `seconds`, the server has no such
+            registered model, or it does not answer or refuses.
     """
     uri = tracking.effective_uri
     name = tracking.registered_model
@@ -55,12 +63,12 @@ def promotion_lock(
         lock = _advisory_lock(uri, name, seconds)
     else:
         lock = _tag_lock(client, name, seconds)
-    with lock:
-        yield
+    with lock as require_held:
+        yield require_held
 
 
 @contextlib.contextmanager
-def _file_lock(uri: str, name: str, seconds: float) -> Iterator[None]:
+def _file_lock(uri: str, name: str, seconds: float) -> Iterator[RequireHeld]:
     from filelock import FileLock, Timeout
     from sqlalchemy.engine import make_url
 
@@ -68,35 +76,44 @@ def _file_lock(uri: str, name: str, seconds: float) -> Iterator[None]:
     path = Path(f"{database}.promotion.lock")
     try:
         with FileLock(path, timeout=seconds):
-            yield
+            yield lambda: None  # the system's: it lasts as long as this process
     except Timeout as error:
         raise RegistryError(_held(name, f"a process on this machine (lock file {path})")) from error
 
 
 @contextlib.contextmanager
-def _advisory_lock(uri: str, name: str, seconds: float) -> Iterator[None]:
+def _advisory_lock(uri: str, name: str, seconds: float) -> Iterator[RequireHeld]:
     from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
 
     key = zlib.crc32(f"stateset-agents promotion {name}".encode())
-    engine = create_engine(uri, isolation_level="AUTOCOMMIT")
-    try:
-        with engine.connect() as connection:
-            deadline = time.monotonic() + seconds
-            take = text("SELECT pg_try_advisory_lock(:key)").bindparams(key=key)
-            while not connection.execute(take).scalar():
-                if time.monotonic() > deadline:
-                    raise RegistryError(_held(name, "another session of this PostgreSQL"))
-                time.sleep(0.2)
-            try:
-                yield
-            finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)").bindparams(key=key))
-    finally:
-        engine.dispose()
+    what = f"the promotion lock of {name} in PostgreSQL"
+
+    def ask(statement: str) -> object:
+        with _attributed(what):
+            return connection.execute(text(statement).bindparams(key=key)).scalar()
+
+    def require_held() -> None:
+        # (of a key of 64 bits, objid is the lower half, and this one's upper half is 0)
+        mine = "locktype = 'advisory' AND pid = pg_backend_pid() AND objid = :key AND granted"
+        if not ask(f"SELECT count(*) FROM pg_locks WHERE {mine}"):
+            raise RegistryError(_lost(name))
+
+    # without a pool, closing the connection ends the session, and with it the lock
+    engine = create_engine(uri, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with _attributed(what):
+        connection = engine.connect()
+    with contextlib.closing(connection):
+        deadline = time.monotonic() + seconds
+        while not ask("SELECT pg_try_advisory_lock(:key)"):
+            if time.monotonic() > deadline:
+                raise RegistryError(_held(name, "another session of this PostgreSQL"))
+            time.sleep(0.2)
+        yield require_held
 
 
 @contextlib.contextmanager
-def _tag_lock(client: MlflowClient, name: str, seconds: float) -> Iterator[None]:
+def _tag_lock(client: MlflowClient, name: str, seconds: float) -> Iterator[RequireHeld]:
     token = secrets.token_hex(8)
     owner = f"process {os.getpid()} on {socket.gethostname()}"
     deadline = time.monotonic() + seconds
@@ -104,7 +121,8 @@ def _tag_lock(client: MlflowClient, name: str, seconds: float) -> Iterator[None]
         holder = _read_tag(client, name)
         if holder is None:
             row = {"owner": owner, "token": token, "expires": time.time() + _EXPIRY_SECONDS}
-            client.set_registered_model_tag(name, _TAG, json.dumps(row))
+            with _attributed(f"the promotion lock of {name}"):
+                client.set_registered_model_tag(name, _TAG, json.dumps(row))
             time.sleep(_SETTLE_SECONDS)
             holder = _read_tag(client, name)
             if holder is not None and holder["token"] == token:
@@ -112,11 +130,28 @@ def _tag_lock(client: MlflowClient, name: str, seconds: float) -> Iterator[None]
         if time.monotonic() > deadline:
             raise RegistryError(_held(name, str(holder["owner"]) if holder else "someone"))
         time.sleep(_SETTLE_SECONDS)
-    try:
-        yield
-    finally:
+
+    def is_held() -> bool:
         holder = _read_tag(client, name)
-        if holder is not None and holder["token"] == token:
+        return holder is not None and holder["token"] == token
+
+    def require_held() -> None:
+        if not is_held():
+            raise RegistryError(_lost(name))
+
+    try:
+        yield require_held
+    except BaseException:
+        # what went wrong inside is what has to be told; the tag expires by itself
+        with contextlib.suppress(RegistryError):
+            _give_back(client, name, is_held)
+        raise
+    _give_back(client, name, is_held)
+
+
+def _give_back(client: MlflowClient, name: str, is_held: Callable[[], bool]) -> None:
+    if is_held():
+        with _attributed(f"to give back the promotion lock of {name}, which expires by itself"):
             client.delete_registered_model_tag(name, _TAG)
 
 
@@ -137,8 +172,27 @@ def _read_tag(client: MlflowClient, name: str) -> dict[str, str | float] | None:
     return holder if float(holder["expires"]) > time.time() else None
 
 
+@contextlib.contextmanager
+def _attributed(what: str) -> Iterator[None]:
+    """MLflow's errors and its database's, as ours."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise RegistryError(f"the registry refuses {what}: {error}") from error
+
+
 def _held(name: str, holder: str) -> str:
     return (
         f"another promotion of {name} is under way, by {holder}; wait for it and try again "
         "(promote.lock_seconds says how long to wait)"
+    )
+
+
+def _lost(name: str) -> str:
+    return (
+        f"the promotion lock of {name} was lost while it was held, so the champion was not moved: "
+        "see who promotes as well (python -m flows.promote --history), then try again"
     )
