@@ -1,4 +1,4 @@
-"""Step 1: bring the base model named in params.yaml to data/base_model.
+"""Step: bring the base model named in params.yaml to data/base_model.
 
 Reads the section `base_model`; writes a folder with config, safetensors, tokenizer and
 model_source.json.

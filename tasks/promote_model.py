@@ -1,4 +1,4 @@
-"""Step 7: put the registered version into service if it is better than the one that is there.
+"""Step: put the registered version into service if it is better than the one that is there.
 
 Reads data/registration.json and the evaluation's metrics; moves the alias `champion` in the
 registry, or does not; writes data/promotion.json: {promoted, version, champion, previous, reasons,

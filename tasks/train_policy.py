@@ -92,6 +92,8 @@ def run(config: RunConfig, callbacks: Sequence[TrainingCallback] = ()) -> None:
         "base_model": paths.BASE_MODEL,
         "reward_model": paths.REWARD_MODEL,
     }
+    if _reads_pairs(config):
+        lineage["preferences"] = PAIRS
     settings = {name: getattr(config, name).model_dump() for name in ("train", "agent", "rewards")}
     with start_run(
         config.tracking,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from stateset_agents.exceptions import RegistryError
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.merging import merge_adapter
-from stateset_agents.tracking.mlflow_run import start_run
+from stateset_agents.tracking.mlflow_run import open_client, run_tags, start_run
 from stateset_agents.tracking.registry import (
     champion_version,
     describe_lineage,
@@ -125,6 +127,7 @@ def test_lineage_leads_from_a_version_to_its_runs_code_and_data(
         "git.revision": "abc",
         "git.dirty": "false",
         "data.scenarios.sha256": "123",
+        "data.scenarios.path": "data/a.b",
         "evaluation.reward.challenger": "0.5",
         "run.train": train.run_id,
         "run.evaluate": "0" * 32,
@@ -133,12 +136,29 @@ def test_lineage_leads_from_a_version_to_its_runs_code_and_data(
         register_version(tracking, run, tiny_model_dir, tags=tags)
     lineage = describe_lineage(tracking, "models:/support-agent@challenger")
     assert lineage["code"] == {"revision": "abc", "dirty": "false"}
-    assert lineage["data"] == {"scenarios.sha256": "123"}
+    assert lineage["data"] == {"scenarios": {"sha256": "123", "path": "data/a.b"}}
     assert lineage["evaluation"] == {"reward.challenger": "0.5"}
     assert lineage["runs"]["train"]["params"] == {"seed": "5"}
     assert lineage["runs"]["train"]["tags"] == {"git.revision": "abc"}
     assert lineage["runs"]["evaluate"] == {"id": "0" * 32}
     assert lineage["runs"]["register"]["name"] == "register_model"
+
+
+def test_a_store_that_breaks_is_no_run_that_is_gone(
+    tracking: TrackingConfig, tmp_path: Path
+) -> None:
+    client = open_client(tracking)
+    client.create_registered_model("support-agent")
+    client.create_model_version("support-agent", source="s3://nowhere/m", run_id="0" * 32)
+    lineage = describe_lineage(tracking, "models:/support-agent/1")
+    assert lineage["runs"] == {"register": {"id": "0" * 32}}
+    assert run_tags(tracking, "0" * 32) == {}
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("ALTER TABLE runs RENAME TO moved")
+    with pytest.raises(RegistryError, match="cannot read the run 0000"):
+        describe_lineage(tracking, "models:/support-agent/1")
+    with pytest.raises(RegistryError, match="cannot read the run 0000"):
+        run_tags(tracking, "0" * 32)
 
 
 def test_a_model_that_cannot_answer_is_not_registered(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from stateset_agents.exceptions import PipelineError
 from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.lineage import fingerprint
-from stateset_agents.tracking.mlflow_run import start_run
-from stateset_agents.tracking.registry import champion_version, find_version
+from stateset_agents.tracking.mlflow_run import open_client, start_run
+from stateset_agents.tracking.registry import champion_version, describe_lineage, find_version
 from tasks import fetch_base_model, paths, promote_model, register_model
 from tests.tracking.test_promotion import GOOD
 
@@ -94,7 +95,8 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
         promote_model.run(project)
     figures.write_text(as_they_were)
 
-    # the same figures again: they were measured against the base model, not against version 1
+    # the same figures of another policy: measured against the base model, not against version 1
+    _train_again()
     register_model.run(project)
     promote_model.run(project)
     promotion = json.loads(paths.PROMOTION.read_text())
@@ -105,6 +107,54 @@ def test_a_policy_is_registered_promoted_and_refused_the_second_time(
     )
     assert "and the champion is 1 now: evaluate again" in promotion["reasons"][0]
     assert champion_version(project.tracking) == "1"
+
+
+def _train_again() -> None:
+    """Another policy, as far as its folder tells, with the same figures."""
+    (paths.POLICY / "policy.json").write_text(f'{{"run": {time.monotonic_ns()}}}')
+    figures = json.loads(register_model.FIGURES.read_text())
+    figures |= {"policy.sha256": fingerprint(paths.POLICY)}
+    register_model.FIGURES.write_text(json.dumps(figures))
+
+
+def test_a_policy_that_is_registered_again_is_the_version_that_it_was(project: RunConfig) -> None:
+    client = open_client(project.tracking)
+
+    def versions() -> list[str]:
+        found = client.search_model_versions("name = 'support-agent'")
+        return sorted(str(one.version) for one in found)
+
+    register_model.run(project)
+    first = json.loads(paths.REGISTRATION.read_text())
+    figures = json.loads(register_model.FIGURES.read_text())
+    ends = {"reward.base": 0.6, "reward.vs_base.low": 0.05, "reward.vs_base.high": 0.15}
+    register_model.FIGURES.write_text(json.dumps(figures | {"reward.challenger": 0.75} | ends))
+    register_model.run(project)
+    again = json.loads(paths.REGISTRATION.read_text())
+    assert versions() == ["1"]
+    assert again["evaluation_sha256"] != first["evaluation_sha256"]
+    assert {**again, "evaluation_sha256": ""} == {**first, "evaluation_sha256": ""}
+    found = client.get_model_version("support-agent", "1")
+    assert found.tags["evaluation.reward.challenger"] == "0.75"  # of the newest evaluation
+    assert found.description == (
+        "Held-out reward 0.750; base model 0.600; 90% interval of the difference +0.050 to +0.150."
+    )
+
+    # the same policy that speaks otherwise in service is another version
+    project.agent.temperature = 0.1
+    register_model.run(project)
+    assert versions() == ["1", "2"]
+    assert client.get_model_version_by_alias("support-agent", "challenger").version == "2"
+    project.agent.temperature = RunConfig().agent.temperature
+    register_model.run(project)
+    assert client.get_model_version_by_alias("support-agent", "challenger").version == "1"
+    # one that was deleted is made anew, and so is one whose run was
+    client.delete_model_version("support-agent", "1")
+    register_model.run(project)
+    assert versions() == ["2", "3"]
+    client.delete_run(json.loads(paths.REGISTRATION.read_text())["run_id"])
+    register_model.run(project)
+    assert versions() == ["2", "3", "4"]
 
 
 def test_a_policy_that_was_trained_again_is_not_registered_on_the_old_ones_figures(
@@ -135,6 +185,7 @@ def test_a_person_promotes_rolls_back_and_reads_the_history(
     project: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     register_model.run(project)
+    _train_again()
     register_model.run(project)
     promote_model.run(project)
     assert champion_version(project.tracking) == "2"
@@ -154,6 +205,5 @@ def test_a_person_promotes_rolls_back_and_reads_the_history(
     assert "rollback: 1 -> 2" in lines[2]
     assert "the old one was kinder" in lines[1]
 
-    assert promote_flow.main(["--lineage"]) == 0
-    lineage = json.loads(capsys.readouterr().out)
+    lineage = describe_lineage(project.tracking, "models:/support-agent@champion")
     assert (lineage["version"], lineage["runs"]["train"]["params"]) == ("2", {"seed": "5"})

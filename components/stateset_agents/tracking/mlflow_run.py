@@ -25,6 +25,7 @@ from stateset_agents.tracking.loggers import MlflowLogger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _log = logging.getLogger(__name__)
 
@@ -217,12 +218,37 @@ def run_tags(tracking: TrackingConfig, run_id: str) -> dict[str, str]:
     Raises:
         RegistryError: MLflow does not answer.
     """
+    run = get_run(open_client(tracking), run_id)
+    return {} if run is None else dict(run.data.tags)
+
+
+def find_run(tracking: TrackingConfig, run_id: str) -> TrackedRun | None:
+    """A run that is there already, as it is; None where the store has no such run (any more).
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    client = open_client(tracking)
+    run = get_run(client, run_id)
+    if run is None or run.info.lifecycle_stage != "active":
+        return None
+    return TrackedRun(client, run_id, str(run.info.experiment_id), tracking.effective_uri)
+
+
+def get_run(client: MlflowClient, run_id: str) -> Run | None:
+    """MLflow's own description of a run; None where the store has no such run.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
-        return dict(open_client(tracking).get_run(run_id).data.tags)
-    except MlflowException:
-        return {}
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise RegistryError(f"MLflow cannot read the run {run_id}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -283,14 +309,9 @@ def _end(run: TrackedRun, name: str, status: str) -> None:
 
 def _continued(client: MlflowClient, run_id: str | None, experiment_id: str) -> str | None:
     """`run_id` if there is such a run in this experiment, set to RUNNING again."""
-    from mlflow.exceptions import MlflowException
-
-    if run_id is None:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        # the checkpoint is from another store (a copied folder): that run cannot go on here
+    run = None if run_id is None else get_run(client, run_id)
+    if run is None:
+        # the checkpoint may be from another store (a copied folder): that run cannot go on here
         return None
     if run.info.experiment_id != experiment_id or run.info.lifecycle_stage != "active":
         return None

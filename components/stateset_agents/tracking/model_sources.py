@@ -38,6 +38,7 @@ from stateset_agents.exceptions import (
 )
 from stateset_agents.inference.model_names import hub_folder
 from stateset_agents.tracking.model_files import make_readable, verify_model_folder
+from stateset_agents.tracking.version_address import parse_address
 from stateset_agents.tracking.whole_folder import put_back, take_place
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ _WHEEL = re.compile(
 )
 _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w./-]+))?")
 _S3 = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<prefix>.+)")
-_REGISTRY = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 
 
 class SourceKind(StrEnum):
@@ -108,13 +108,11 @@ def parse_source(text: str) -> ModelSource:
             )
         return ModelSource(text, SourceKind.S3, text.rstrip("/"))
     if text.startswith("models:"):
-        match = _REGISTRY.fullmatch(text)
-        if not match:
-            raise ModelSourceError(
-                f"base model source {text!r}: the registry wants models:/NAME@ALIAS or "
-                f"models:/NAME/VERSION; {ALLOWED}"
-            )
-        return ModelSource(text, SourceKind.REGISTRY, text, match["version"] or match["alias"])
+        try:
+            address = parse_address(text)
+        except RegistryError as error:
+            raise ModelSourceError(f"base model source {error}; {ALLOWED}") from error
+        return ModelSource(text, SourceKind.REGISTRY, text, address.version or address.alias)
     if not text or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
         raise ModelSourceError(f"base model source {text!r} is of no known kind; {ALLOWED}")
     return ModelSource(text, SourceKind.FOLDER, text)

@@ -1,17 +1,18 @@
 """The model registry: versions of the policy, where each came from, and how to have one again.
 
 Owns registration (a version that loads alone, with its origins as tags), finding a version by
-number or alias, downloading it, and describing its lineage. Which version is champion is decided
-and moved in `promotion`. A version holds merged full weights in safetensors, never an adapter.
+number, alias or what it was made of, downloading it, and describing its lineage. Which version is
+champion is decided and moved in `promotion`. A version holds merged full weights in safetensors,
+never an adapter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,9 @@ from stateset_agents.exceptions import ModelSourceError, RegistryError
 from stateset_agents.tracking import merging
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.lineage import fingerprint
-from stateset_agents.tracking.mlflow_run import TrackedRun, open_client, shown
+from stateset_agents.tracking.mlflow_run import TrackedRun, get_run, open_client, shown
 from stateset_agents.tracking.model_files import make_readable, verify_model_folder
+from stateset_agents.tracking.version_address import parse_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
     from stateset_agents.inference.chat_template import ChatTokenizer
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+MADE_OF = "made_of.sha256"
 GENERATION_SETTINGS = "generation_settings.json"
 
 # Where the model folder lies inside the version's artifacts: MLflow names it after the folder.
 _POLICY_PATH = "artifacts/policy"
 _MAX_TAG_CHARACTERS = 5000
+_SCRIPT = Path(__file__).with_name("chat_model_script.py")
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "jinja2")
-_REFERENCE = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,73 @@ def register_version(
             version = _create(run, tracking.registered_model, packed, own, description)
             run.client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     return find_version(tracking, f"models:/{version.name}/{version.version}")
+
+
+def made_of(policy_sha256: str, base_model: Path | None, generation: Mapping[str, Any]) -> str:
+    """What a version is made of, as one SHA-256: `register_version`'s arguments, and the code that
+    answers in it. Two versions with the same one are the same; it becomes the tag `MADE_OF`.
+
+    Args:
+        policy_sha256: the policy folder's `fingerprint`.
+        base_model: the model that it is merged with; None for a policy that is whole.
+        generation: the settings kept in the version.
+    """
+    parts = {
+        "policy": policy_sha256,
+        "base_model": None if base_model is None else fingerprint(base_model),
+        "generation": dict(generation),
+        "script": fingerprint(_SCRIPT),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def find_made_of(tracking: TrackingConfig, digest: str) -> RegisteredVersion | None:
+    """The newest version with this tag `MADE_OF`, or None.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    client = open_client(tracking)
+    name = tracking.registered_model
+    with _mlflow_refuses(f"the versions of {name}"):
+        found = client.search_model_versions(
+            f"name = '{name}' AND tags.`{MADE_OF}` = '{digest}'",
+            order_by=["version_number DESC"],
+            max_results=1,
+        )
+    return find_version(tracking, f"models:/{name}/{found[0].version}") if found else None
+
+
+def renew_version(
+    tracking: TrackingConfig,
+    version: RegisteredVersion,
+    tags: Mapping[str, str],
+    description: str = "",
+) -> RegisteredVersion:
+    """Make a version that is there the challenger, with the tags and description of today.
+
+    Args:
+        tracking: where the registry is.
+        version: as `find_made_of` found it.
+        tags: take the place of those with the same names.
+        description: takes the place of the one that is there, unless it is empty.
+
+    Raises:
+        RegistryError: MLflow does not answer or refuses.
+    """
+    client = open_client(tracking)
+    name, number = version.name, version.version
+    with _mlflow_refuses(f"registering version {number} of {name} again"):
+        for tag, value in _short(tags).items():
+            client.set_model_version_tag(name, number, tag, value)
+        if description:
+            client.update_model_version(name, number, description)
+        client.set_registered_model_alias(name, CHALLENGER, number)
+    return find_version(tracking, version.uri)
+
+
+def _short(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: str(value)[:_MAX_TAG_CHARACTERS] for name, value in tags.items()}
 
 
 def champion_version(tracking: TrackingConfig) -> str | None:
@@ -197,8 +267,9 @@ def describe_lineage(tracking: TrackingConfig, reference: str) -> dict[str, Any]
     """From a version back to what made it: runs with their parameters, code revision, data hashes.
 
     Returns:
-        name, version, aliases, code, data, evaluation, runs (role to id, name, status, params,
-        tags, page); a run that was deleted since has only its id.
+        name, version, aliases, tracking_uri, weights_sha256, code, data (by name: path, sha256 and
+        dvc_md5, as far as they were noted), evaluation, runs (role to id, name, status, params and
+        tags); a run that was deleted since has only its id.
 
     Raises:
         RegistryError: there is no such version.
@@ -210,6 +281,10 @@ def describe_lineage(tracking: TrackingConfig, reference: str) -> dict[str, Any]
         group, _, rest = tag.partition(".")
         if group in groups:
             groups[group][rest] = value
+    data: dict[str, dict[str, str]] = {}
+    for tag, value in groups["data"].items():
+        of, _, what = tag.rpartition(".")
+        data.setdefault(of, {})[what] = value
     run_ids = {**groups["run"], "register": found.run_id}
     return {
         "name": found.name,
@@ -217,7 +292,7 @@ def describe_lineage(tracking: TrackingConfig, reference: str) -> dict[str, Any]
         "aliases": list(found.aliases),
         "tracking_uri": shown(tracking.effective_uri),
         "code": groups["git"],
-        "data": groups["data"],
+        "data": data,
         "evaluation": groups["evaluation"],
         "weights_sha256": found.tags.get("weights.sha256"),
         "runs": {role: _describe_run(client, run_id) for role, run_id in run_ids.items()},
@@ -225,11 +300,8 @@ def describe_lineage(tracking: TrackingConfig, reference: str) -> dict[str, Any]
 
 
 def _describe_run(client: MlflowClient, run_id: str) -> dict[str, Any]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
+    run = get_run(client, run_id)
+    if run is None:
         return {"id": run_id}
     return {
         "id": run_id,
@@ -243,21 +315,16 @@ def _describe_run(client: MlflowClient, run_id: str) -> dict[str, Any]:
 def _look_up(client: MlflowClient, tracking: TrackingConfig, reference: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
-    match = _REFERENCE.fullmatch(reference)
-    if not match:
-        raise RegistryError(
-            f"{reference!r} names no version; allowed: models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
-    name, alias, version = match["name"], match["alias"], match["version"]
+    address = parse_address(reference)
     try:
-        if alias:
-            return client.get_model_version_by_alias(name, alias)
-        return client.get_model_version(name, version)
+        if address.alias:
+            return client.get_model_version_by_alias(address.name, address.alias)
+        return client.get_model_version(address.name, address.version)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RegistryError(f"MLflow cannot look up {reference}: {error}") from error
-        with _mlflow_refuses(f"the versions of {name}"):
-            known = client.search_model_versions(f"name = '{name}'", max_results=10)
+        with _mlflow_refuses(f"the versions of {address.name}"):
+            known = client.search_model_versions(f"name = '{address.name}'", max_results=10)
         there = ", ".join(str(one.version) for one in known)
         raise RegistryError(
             f"{reference}: no such version in the registry {shown(tracking.effective_uri)}; "
@@ -309,7 +376,7 @@ def _pack(model: Path, work: Path) -> Path:
     packed = work / "packed"
     mlflow.pyfunc.save_model(
         path=str(packed),
-        python_model=str(Path(__file__).with_name("chat_model_script.py")),
+        python_model=str(_SCRIPT),
         artifacts={"policy": str(model)},
         # explicitly, without local suffixes: no one else can install torch 2.x+cpu
         pip_requirements=[
@@ -354,7 +421,7 @@ def _create(
         source=logged.artifact_location,
         run_id=run.run_id,
         model_id=logged.model_id,
-        tags={key: str(value)[:_MAX_TAG_CHARACTERS] for key, value in tags.items()},
+        tags=_short(tags),
         description=description,
     )
 
