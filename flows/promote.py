@@ -1,19 +1,18 @@
 """The flow `promote`: what a person does to the version in service, by hand.
 
     python -m flows.promote --history
-    python -m flows.promote --lineage [VERSION]
     python -m flows.promote --rollback [--reason "..."]
     python -m flows.promote --version N --reason "..."
 
 The line promotes by itself, through the gates (`tasks.promote_model`); this is for what they cannot
 know. The two that change something run as Prefect flows, so that they are seen on its pages; the
-registry keeps who, when, why, from and to.
+registry keeps who, when, why, from and to. Where a version comes from is another question:
+`stateset-agents lineage`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 
@@ -28,7 +27,6 @@ from stateset_agents import run_config
 from stateset_agents.exceptions import StateSetError
 from stateset_agents.tracking import promotion
 from stateset_agents.tracking.promotion import HistoryEntry
-from stateset_agents.tracking.registry import CHAMPION, describe_lineage
 from tasks import entry, paths
 
 _RESTART = "servers keep the version that they loaded when they started: restart them"
@@ -75,14 +73,6 @@ def show_history() -> str:
     return "\n".join(_sentence(entry) for entry in entries) or "nothing was promoted yet"
 
 
-def show_lineage(version: str | None) -> str:
-    """Where a version came from (the champion, if none is named), as JSON."""
-    tracking = _config().tracking
-    which = f"@{CHAMPION}" if version is None else f"/{version}"
-    lineage = describe_lineage(tracking, f"models:/{tracking.registered_model}{which}")
-    return json.dumps(lineage, indent=2, ensure_ascii=False)
-
-
 def _config() -> run_config.RunConfig:
     # paths in params.yaml, mlflow.db among them, are relative to the repository's root
     os.chdir(environment.find_repository())
@@ -102,16 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--version", help="put this version into service; needs --reason")
     what.add_argument("--rollback", action="store_true", help="put the previous champion back")
     what.add_argument("--history", action="store_true", help="every change so far")
-    what.add_argument(
-        "--lineage", nargs="?", const="", metavar="VERSION", help="where a version came from"
-    )
     parser.add_argument("--reason", default="", help="why; kept in the history")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.history:
             text = show_history()
-        elif chosen.lineage is not None:
-            text = show_lineage(chosen.lineage or None)
         elif chosen.rollback:
             text = f"{rollback(chosen.reason)}\n{_RESTART}"
         else:

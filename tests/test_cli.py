@@ -15,7 +15,10 @@ from stateset_agents.cli.exit_codes import ExitCode
 from stateset_agents.run_config import load, starter
 from stateset_agents.training.config import TrainingConfig
 
-COMMANDS = ("doctor", "init", "validate", "train", "evaluate", "compare", "chat", "serve", "data")
+COMMANDS = (
+    *("doctor", "init", "validate", "train", "evaluate", "compare", "chat", "serve", "data"),
+    "lineage",
+)
 
 
 def test_help_names_every_command_and_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from stateset_agents import cli
 from stateset_agents.core.agent import AgentConfig, MultiTurnAgent
 from stateset_agents.exceptions import ModelSourceError, ServingError
 from stateset_agents.inference.loading import load_tokenizer
@@ -147,12 +148,21 @@ def test_an_answer_is_the_agents_own_and_says_its_version(
 
 
 def test_an_answer_names_the_weights_whose_origins_the_registry_keeps(
-    client: httpx.Client, tracking: TrackingConfig
+    client: httpx.Client,
+    tracking: TrackingConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     body = _post(client).json()
     lineage = describe_lineage(tracking, f"models:/{body['model']}")
     name, version = lineage["name"], lineage["version"]
     assert body["system_fingerprint"] == f"{name}-{version}-{lineage['weights_sha256'][:12]}"
+
+    (tmp_path / "answer.json").write_text(json.dumps(body))
+    (tmp_path / "config.yaml").write_text(json.dumps({"tracking": tracking.model_dump()}))
+    asked = ["lineage", str(tmp_path / "answer.json"), "--config", str(tmp_path / "config.yaml")]
+    assert cli.main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"] == lineage["runs"]
 
 
 def test_the_readmes_request_is_answered(

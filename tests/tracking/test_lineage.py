@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stateset_agents.tracking.lineage import collect_lineage, dvc_hashes, fingerprint
+from stateset_agents.tracking.lineage import collect_lineage, dvc_hashes, find_data, fingerprint
 
 
 def test_a_fingerprint_knows_content_and_names_but_not_time_or_hidden_files(
@@ -45,12 +45,37 @@ def test_a_run_says_which_code_and_which_data(tmp_path: Path) -> None:
     assert tags == {
         "git.revision": _git(tmp_path, "rev-parse", "HEAD"),
         "git.dirty": "false",
+        "data.scenarios.path": "data",
         "data.scenarios.sha256": hashlib.sha256(b"1").hexdigest(),
     }
     (tmp_path / "dvc.lock").write_text("stages: {}\n\n")  # an earlier step of this line did
     assert collect_lineage({}, root=tmp_path)["git.dirty"] == "false"
     (tmp_path / "data").write_text("2")
     assert collect_lineage({}, root=tmp_path)["git.dirty"] == "true"
+
+
+def test_what_has_a_fingerprint_is_found_where_it_was_or_in_dvcs_cache(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("1")
+    one = hashlib.sha256(b"1").hexdigest()
+
+    def found(md5: str = "") -> Path | None:
+        return find_data("rows.jsonl", one, md5, root=tmp_path)
+
+    assert found() == tmp_path / "rows.jsonl"
+    (tmp_path / "rows.jsonl").write_text("2")
+    assert found("abcd") is None
+    cached = tmp_path / ".dvc/cache/files/md5/ab/cd"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("1")
+    assert found("abcd") == cached
+    assert found() is None
+    # a cache that lies elsewhere
+    (tmp_path / ".dvc/config").write_text("[core]\n    autostage = false\n")
+    (tmp_path / ".dvc/config.local").write_text("[cache]\n    dir = ../other\n")
+    assert found("abcd") is None
+    (tmp_path / "other/files/md5/ab").mkdir(parents=True)
+    (tmp_path / "other/files/md5/ab/cd").write_text("1")
+    assert found("abcd") == tmp_path / ".dvc/../other/files/md5/ab/cd"
 
 
 def test_outside_a_checkout_the_image_says_its_revision(

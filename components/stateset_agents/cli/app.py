@@ -8,7 +8,18 @@ from collections.abc import Sequence
 
 import typer
 
-from stateset_agents.cli import chat, compare, data, doctor, evaluate, init, serve, train, validate
+from stateset_agents.cli import (
+    chat,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    init,
+    lineage,
+    serve,
+    train,
+    validate,
+)
 from stateset_agents.cli.exit_codes import EPILOG, ExitCode
 from stateset_agents.exceptions import StateSetError
 
@@ -43,6 +54,7 @@ app.command()(evaluate.evaluate)
 app.command()(compare.compare)
 app.command()(chat.chat)
 app.command()(serve.serve)
+app.command()(lineage.lineage)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

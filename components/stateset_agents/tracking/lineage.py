@@ -1,14 +1,17 @@
 """Which code and which data: what a run and a model version must say about their origins.
 
-Owns fingerprints of folders and of the code's revision. It does not know MLflow, nor where the
-project keeps its files: the steps hand in names and paths.
+Owns fingerprints of folders and of the code's revision, and the way back from a fingerprint to
+what has it. It does not know MLflow, nor where the project keeps its files: the steps hand in names
+and paths.
 
-Tags: `git.revision`, `git.dirty`, and for every named path `data.NAME.sha256` (this module's own
-digest) and, where dvc.lock knows the path, `data.NAME.dvc_md5` (what `dvc checkout` restores).
+Tags: `git.revision`, `git.dirty`, and for every named path `data.NAME.path`, `data.NAME.sha256`
+(this module's own digest) and, where dvc.lock knows the path, `data.NAME.dvc_md5` (the name under
+which DVC's cache and remote keep it).
 """
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
 import subprocess
@@ -24,6 +27,7 @@ def collect_lineage(data: Mapping[str, Path], *, root: Path = Path()) -> dict[st
     recorded = dvc_hashes(root)
     for name, path in data.items():
         if (root / path).exists():
+            tags[f"data.{name}.path"] = path.as_posix()
             tags[f"data.{name}.sha256"] = fingerprint(root / path)
         if path.as_posix() in recorded:
             tags[f"data.{name}.dvc_md5"] = recorded[path.as_posix()]
@@ -42,6 +46,26 @@ def fingerprint(path: Path) -> str:
         if file.is_file() and not any(part.startswith(".") for part in relative.parts):
             digest.update(f"{relative.as_posix()}\0{_file_digest(file)}\n".encode())
     return digest.hexdigest()
+
+
+def find_data(path: str, sha256: str, dvc_md5: str = "", *, root: Path = Path()) -> Path | None:
+    """Where this machine has what had that fingerprint: at its path, if it is still the same there,
+    or in DVC's cache (files alone: the cache keeps a folder in pieces). None: in neither.
+    """
+    places = [root / path]
+    if dvc_md5 and not dvc_md5.endswith(".dir"):
+        places.append(_dvc_cache(root) / "files" / "md5" / dvc_md5[:2] / dvc_md5[2:])
+    for place in places:
+        if place.exists() and fingerprint(place) == sha256:
+            return place
+    return None
+
+
+def _dvc_cache(root: Path) -> Path:
+    """As `cache.dir` of DVC's settings names it, relative to their own folder."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([root / ".dvc" / "config", root / ".dvc" / "config.local"], encoding="utf-8")
+    return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
 
 
 def code_revision(root: Path = Path()) -> dict[str, str]:
