@@ -14,7 +14,6 @@ from typing import Any
 
 from stateset_agents.exceptions import ModelSourceError
 
-DTYPES = ("bfloat16", "float16", "float32")
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
