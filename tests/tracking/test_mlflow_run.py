@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_a_server_that_is_silent_or_broken_is_told_from_one_that_answers() -> No
 def test_a_folder_as_a_store_is_refused_with_what_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"allowed: sqlite:///FILE, postgresql"):
         open_client(TrackingConfig(tracking_uri=str(tmp_path / "mlruns"))).search_experiments()
+
+
+def test_a_database_without_its_driver_is_one_clear_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as database:  # something that can be knocked at
+        uri = f"postgresql+pg8000://me@127.0.0.1:{database.getsockname()[1]}/mlflow"
+        told = r"cannot use the store .*pg8000.*; allowed: .*postgresql\+psycopg2://"
+        with pytest.raises(RegistryError, match=told):
+            open_client(TrackingConfig(tracking_uri=uri))
 
 
 def test_a_deleted_experiment_is_named(tracking: TrackingConfig) -> None:

@@ -436,7 +436,9 @@ def test_the_lock_of_a_postgresql_store_is_held_by_one_whose_session_lives(
 
 
 def test_a_postgresql_that_is_gone_is_one_error_of_ours(registered: TrackingConfig) -> None:
-    gone = TrackingConfig(tracking_uri=f"postgresql://nobody@127.0.0.1:{free_port()}/mlflow")
+    gone = TrackingConfig(
+        tracking_uri=f"postgresql+psycopg2://nobody@127.0.0.1:{free_port()}/mlflow"
+    )
     with (
         pytest.raises(RegistryError, match="refuses the promotion lock of support-agent in Postg"),
         promotion_lock(open_client(registered), gone, 0.2),

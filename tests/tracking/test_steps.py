@@ -16,7 +16,12 @@ from stateset_agents.run_config import RunConfig
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.lineage import fingerprint
 from stateset_agents.tracking.mlflow_run import open_client, start_run
-from stateset_agents.tracking.registry import champion_version, describe_lineage, find_version
+from stateset_agents.tracking.registry import (
+    alias_version,
+    champion_version,
+    describe_lineage,
+    find_version,
+)
 from tasks import fetch_base_model, paths, promote_model, register_model
 from tests.tracking.test_promotion import GOOD
 
@@ -144,10 +149,10 @@ def test_a_policy_that_is_registered_again_is_the_version_that_it_was(project: R
     project.agent.temperature = 0.1
     register_model.run(project)
     assert versions() == ["1", "2"]
-    assert client.get_model_version_by_alias("support-agent", "challenger").version == "2"
+    assert alias_version(client, "support-agent", "challenger") == "2"
     project.agent.temperature = RunConfig().agent.temperature
     register_model.run(project)
-    assert client.get_model_version_by_alias("support-agent", "challenger").version == "1"
+    assert alias_version(client, "support-agent", "challenger") == "1"
     # one whose run was deleted is made anew
     client.delete_run(json.loads(paths.REGISTRATION.read_text())["run_id"])
     register_model.run(project)

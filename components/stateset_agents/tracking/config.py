@@ -48,8 +48,9 @@ class TrackingConfig(Settings):
     """Where runs and model versions are kept: the section `tracking`."""
 
     tracking_uri: str = "sqlite:///mlflow.db"
-    """MLflow's store: sqlite:///FILE (relative to the repository root), postgresql://..., or the
-    address of an MLflow server, http(s)://... A folder is refused by MLflow 3."""
+    """MLflow's store: sqlite:///FILE (relative to the repository root), postgresql+psycopg2://...
+    (extra postgres), or the address of an MLflow server, http(s)://... A folder is refused by
+    MLflow 3."""
 
     artifact_location: str | None = None
     """Where artifacts and model weights go: a folder or s3://BUCKET/PREFIX. None = ./mlartifacts,

@@ -63,11 +63,12 @@ def open_client(tracking: TrackingConfig) -> MlflowClient:
 
     try:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        # (SQLAlchemy loads a driver by the address: plain postgresql:// means another than ours)
         raise RegistryError(
             f"MLflow cannot use the store {shown(uri)}: {error}; allowed: sqlite:///FILE, "
-            "postgresql://..., http(s)://... (params.yaml tracking.tracking_uri, or "
-            "MLFLOW_TRACKING_URI)"
+            "postgresql+psycopg2://... (extra postgres), http(s)://... (params.yaml "
+            "tracking.tracking_uri, or MLFLOW_TRACKING_URI)"
         ) from error
 
 
@@ -309,7 +310,9 @@ def _end(run: TrackedRun, name: str, status: str) -> None:
 
 def _continued(client: MlflowClient, run_id: str | None, experiment_id: str) -> str | None:
     """`run_id` if there is such a run in this experiment, set to RUNNING again."""
-    run = None if run_id is None else get_run(client, run_id)
+    if run_id is None:
+        return None
+    run = get_run(client, run_id)
     if run is None:
         # the checkpoint may be from another store (a copied folder): that run cannot go on here
         return None

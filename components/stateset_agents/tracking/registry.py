@@ -319,7 +319,7 @@ def _look_up(client: MlflowClient, tracking: TrackingConfig, reference: str) -> 
     try:
         if address.alias:
             return client.get_model_version_by_alias(address.name, address.alias)
-        return client.get_model_version(address.name, address.version)
+        return client.get_model_version(address.name, str(address.version))
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise RegistryError(f"MLflow cannot look up {reference}: {error}") from error
