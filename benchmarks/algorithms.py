@@ -27,8 +27,6 @@ def run(settings: Run) -> list[Case]:
     """Cases of GRPO (as our side) and a few others each."""
     workload = tiny(MULTI_TURN) if settings.quick else replace(MULTI_TURN, rows=MULTI_TURN.group)
     others = [name for name in ALGORITHMS if name != _REFERENCE]
-    if settings.quick:
-        others = others[:1]
     cases = []
     for start in range(0, len(others), _AT_ONCE - 1):
         part = others[start : start + _AT_ONCE - 1]

@@ -12,6 +12,7 @@ from stateset_agents.core.harm import wishes_harm
 from stateset_agents.core.reward import (
     CompositeReward,
     ConcisenessReward,
+    CorrectnessReward,
     HelpfulnessReward,
     RewardFunction,
     RewardResult,
@@ -64,6 +65,30 @@ async def test_turn_scores_follow_the_same_formula() -> None:
     told = (1.0 * 1 + 0.0 * 3 + 1.0 * 4) / 8, (0.0 * 1 + 0.5 * 3 + 1.0 * 4) / 8
     assert result.turn_scores == pytest.approx([told[0] * 0.5, told[1]])
     assert (await score(CompositeReward([whole], [gate]), [])).turn_scores is None
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        TaskCompletionReward(),
+        CorrectnessReward(
+            truth=["Returns are free within 30 days.", "The refund takes 5 business days."]
+        ),
+        HelpfulnessReward(),
+        ConcisenessReward(),
+    ],
+    ids=lambda reward: type(reward).__name__,
+)
+async def test_what_turns_earned_is_on_their_mean_what_the_conversation_earned(
+    reward: RewardFunction,
+) -> None:
+    # or a composite would weigh its parts otherwise by turns, which are trained on, than by
+    # conversations, which are compared and promoted by
+    result = await score(reward, conversation(*GOOD), rubric=RUBRIC)
+
+    assert result.turn_scores is not None
+    assert result.score > 0
+    assert sum(result.turn_scores) / len(result.turn_scores) == pytest.approx(result.score)
 
 
 def test_a_composite_without_summands_or_with_a_strong_gate_lists_both_problems() -> None:

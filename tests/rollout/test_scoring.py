@@ -20,7 +20,7 @@ from stateset_agents.core.trajectory import (
 )
 from stateset_agents.exceptions import DataError, RewardError, RolloutError
 from stateset_agents.inference.engine import FinishReason
-from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
+from stateset_agents.rollout.scoring import check_some_have_rewards, part_means, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
 
 ITEM = {"kind": "ask_for", "description": "asks for the number", "any_of": [["order number"]]}
@@ -231,3 +231,12 @@ def test_statistics_of_failures_alone_have_no_means() -> None:
     numbers = rollout_statistics([group(failed("a"))])
     assert numbers["rollout/failed"] == 1
     assert not [name for name in numbers if "mean" in name or "fraction" in name]
+
+
+def test_a_part_s_mean_is_over_the_conversations_that_have_it() -> None:
+    with_both, with_one = trajectory("a"), trajectory("b")
+    with_both.reward_parts = {"rubric": 0.2, "judge": 0.9}
+    with_one.reward_parts = {"rubric": 0.6}
+
+    assert part_means([with_both, with_one]) == {"judge": 0.9, "rubric": pytest.approx(0.4)}
+    assert part_means([]) == {}

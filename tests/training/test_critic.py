@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -348,7 +349,26 @@ def test_ppo_needs_no_group() -> None:
 def test_a_critic_of_another_vocabulary_is_an_error(tiny_model_dir: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other", vocab_size=400)
 
+    with pytest.raises(ConfigurationError, match="has another vocabulary than the policy"):
+        learner_with_critic(tiny_model_dir, critic="own", critic_model=str(other))
+
+    for file in other.glob("tokenizer*"):
+        file.unlink()
     with pytest.raises(ConfigurationError, match="has a vocabulary of 400 tokens"):
+        learner_with_critic(tiny_model_dir, critic="own", critic_model=str(other))
+
+
+def test_a_critic_whose_tokens_are_in_another_order_is_an_error(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = make_tiny_model(tmp_path / "other")
+    file = other / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+
+    with pytest.raises(ConfigurationError, match="'a' is token"):
         learner_with_critic(tiny_model_dir, critic="own", critic_model=str(other))
 
 

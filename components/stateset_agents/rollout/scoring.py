@@ -7,8 +7,9 @@ does not know what rewards measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from statistics import fmean
 from typing import Any
 
 from stateset_agents.core.environment import Scenario
@@ -76,6 +77,17 @@ def check_some_have_rewards(
             f"{_not_finite(alive[0], reward_function.name)}. Single ones are left out and counted "
             "(reward/nonfinite)"
         )
+
+
+def part_means(trajectories: Iterable[MultiTurnTrajectory]) -> dict[str, float]:
+    """By part of the reward, in alphabetical order, the mean over the conversations that have it:
+    one that a reward does not apply to is no conversation in which it was 0.
+    """
+    scores: dict[str, list[float]] = {}
+    for trajectory in trajectories:
+        for part, score in trajectory.reward_parts.items():
+            scores.setdefault(part, []).append(score)
+    return {part: fmean(scores[part]) for part in sorted(scores)}
 
 
 def _reward_context(

@@ -17,7 +17,8 @@ import torch
 from stateset_agents.core.value_estimates import whitened
 from stateset_agents.core.value_function import ValueFunction
 from stateset_agents.exceptions import ConfigurationError
-from stateset_agents.inference.loading import load_model
+from stateset_agents.inference.loading import load_model, load_tokenizer
+from stateset_agents.inference.model_names import model_folder
 from stateset_agents.training.algorithms import ALGORITHMS
 from stateset_agents.training.batch import TrainingBatch
 from stateset_agents.training.batching import micro_batches
@@ -185,6 +186,8 @@ def make_critic(
             trunk_gradient=row.value_coefficient if share is None else share,
             value_clip=clip,
         )
+    if config.critic_model is not None:
+        _check_reads_alike(config.critic_model, model_name)
     trunk = _own_model(policy, config, config.critic_model or model_name)
     return Critic(
         _make_head(trunk.head_weight.shape[1], config).to(policy.device),
@@ -196,6 +199,26 @@ def make_critic(
 
 def _make_head(width: int, config: TrainingConfig) -> ValueFunction:
     return ValueFunction(width, gamma=config.discount, gae_lambda=config.trace_decay)
+
+
+def _check_reads_alike(critic_model: str, model_name: str) -> None:
+    """A folder without a tokenizer (weights alone were saved) is taken at its size of vocabulary.
+
+    Raises:
+        ConfigurationError: the two folders' tokenizers give some text another id.
+    """
+    folder = model_folder(critic_model)
+    if not (folder / "tokenizer_config.json").is_file():
+        return
+    theirs, ours = (load_tokenizer(one).hf.get_vocab() for one in (folder, model_name))
+    if theirs != ours:
+        text = min(ours.items() ^ theirs.items(), key=lambda item: item[1])[0]
+        raise ConfigurationError(
+            f"critic_model={critic_model!r} has another vocabulary than the policy {model_name}: "
+            f"{text!r} is token {theirs.get(text, 'none')} there and {ours.get(text, 'none')} "
+            "here; a critic reads the policy's token ids, so name a model with the same tokenizer, "
+            "or leave critic_model out"
+        )
 
 
 def _own_model(policy: Policy, config: TrainingConfig, model_name: str) -> Policy:

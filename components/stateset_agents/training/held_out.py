@@ -18,7 +18,7 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.seeds import derive_seed
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rollout.collect import collect_groups
-from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
+from stateset_agents.rollout.scoring import check_some_have_rewards, part_means, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.training.config import TrainingConfig
 from stateset_agents.training.random_states import random_states, restore_random_states
@@ -102,9 +102,7 @@ class HeldOutEvaluation:
         played = [one for group in groups for one in group.trajectories if one.has_reward]
         rewards = [one.episode_reward for one in played]
         numbers = {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
-        for part in sorted({name for one in played for name in one.reward_parts}):
-            scores = [one.reward_parts[part] for one in played if part in one.reward_parts]
-            numbers[f"reward/parts/{part}"] = fmean(scores)
+        numbers |= {f"reward/parts/{part}": mean for part, mean in part_means(played).items()}
         numbers |= rollout_statistics(groups)
         measured = {f"eval/{name}": value for name, value in numbers.items()}
         return measured | {"seconds/eval": time.perf_counter() - started}

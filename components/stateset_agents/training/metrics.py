@@ -16,6 +16,7 @@ from functools import partial
 from statistics import fmean, pstdev
 
 from stateset_agents.core.trajectory import TrajectoryGroup
+from stateset_agents.rollout.scoring import part_means
 from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.training.advantages import groups_without_spread
 from stateset_agents.training.batch import TrainingBatch
@@ -50,9 +51,7 @@ def reward_metrics(
         "reward/nonfinite": rows.counts["nonfinite_rewards"],
         "reward/groups_without_spread": groups_without_spread(rows.rewards, rows.group_index),
     }
-    for part in sorted({name for trajectory in everyone for name in trajectory.reward_parts}):
-        scores = [t.reward_parts[part] for t in everyone if part in t.reward_parts]
-        metrics[f"reward/parts/{part}"] = fmean(scores)
+    metrics |= {f"reward/parts/{part}": mean for part, mean in part_means(everyone).items()}
     return metrics
 
 

@@ -26,7 +26,7 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.trajectory import MultiTurnTrajectory, TrajectoryGroup
 from stateset_agents.exceptions import CheckpointError
 from stateset_agents.rollout.collect import collect_groups
-from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
+from stateset_agents.rollout.scoring import check_some_have_rewards, part_means, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.tracking.loggers import MetricLogger
 from stateset_agents.tracking.policy_folder import FINAL, write_policy_file
@@ -259,9 +259,7 @@ def _reward_numbers(groups: Sequence[TrajectoryGroup]) -> dict[str, float]:
         ),
         "reward/nonfinite": sum(not math.isfinite(t.episode_reward) for t in played),
     }
-    for part in sorted({name for trajectory in everyone for name in trajectory.reward_parts}):
-        scores = [t.reward_parts[part] for t in everyone if part in t.reward_parts]
-        numbers[f"reward/parts/{part}"] = fmean(scores)
+    numbers |= {f"reward/parts/{part}": mean for part, mean in part_means(everyone).items()}
     return numbers
 
 

@@ -57,7 +57,8 @@ class CorrectnessReward(RewardFunction):
     ("5 weeks" for 5 days), states no fact, and "that is wrong" contradicts what stands before it.
     Fooled by: a paraphrase in other words (it is missed), a wrong claim that shares no word with
     the truth, numbers that change places within a sentence, true statements about something else.
-    `turn_scores` are recall (or support) earned in the turn, times its consistency.
+    `turn_scores` are recall (or support) earned in the turn, times its consistency; of recall
+    times the number of turns, so that their mean is what the conversation earned.
 
     Args:
         truth: for every conversation; None: from the context or the scenario.
@@ -103,11 +104,10 @@ class CorrectnessReward(RewardFunction):
             return RewardResult(score=0.0, turn_scores=[])
         consistency = min(reading.consistency for reading in readings)
         if facts:
-            earned = [len(reading.facts) / len(facts) for reading in readings]
-            content = sum(earned)
+            earned = [len(readings) * len(reading.facts) / len(facts) for reading in readings]
         else:
             earned = [reading.support for reading in readings]
-            content = sum(earned) / len(earned)
+        content = sum(earned) / len(earned)
         return RewardResult(
             score=content * consistency,
             breakdown={

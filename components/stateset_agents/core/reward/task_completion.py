@@ -19,7 +19,9 @@ class TaskCompletionReward(RewardFunction):
     """The share of the scenario's rubric that the conversation meets, see `core.rubric`.
 
     Measures: things done (asked for, stated, acknowledged) by plain sentences in the right turn,
-    halved for each thing that must not be said.
+    halved for each thing that must not be said. `turn_scores` are what was earned in the turn times
+    the number of turns: without violations their mean is the score, as with every other reward that
+    is summed, so that a composite weighs the rubric alike by turns and by conversations.
     Fooled by: right sentences at the right turn for the wrong reason (asking everybody for the
     order number), reciting the policy, nonsense that holds an item's words, one
     sentence that denies what another said, and anything untrue that no item forbids.
@@ -85,7 +87,7 @@ class TaskCompletionReward(RewardFunction):
                 "missed": [one.item.description for one in todo if not one.met],
                 "broken": [one.item.description for one in broken],
             },
-            turn_scores=list(outcome.turn_scores),
+            turn_scores=[len(outcome.turn_scores) * share for share in outcome.turn_scores],
         )
 
     async def _requests(

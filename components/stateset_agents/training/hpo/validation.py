@@ -8,7 +8,6 @@ that learned from one that remembers.
 from __future__ import annotations
 
 import copy
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from stateset_agents.core.reward import RewardFunction
 from stateset_agents.core.seeds import derive_seed
 from stateset_agents.exceptions import ConfigurationError
 from stateset_agents.rollout.collect import collect_groups
-from stateset_agents.rollout.scoring import check_some_have_rewards, score_groups
+from stateset_agents.rollout.scoring import check_some_have_rewards, part_means, score_groups
 from stateset_agents.rollout.statistics import rollout_statistics
 from stateset_agents.training.hpo.config import REWARD
 
@@ -65,14 +64,10 @@ class Validation:
         await score_groups(groups, reward_function, tolerant=True)
         check_some_have_rewards(groups, reward_function)
         played = [one for group in groups for one in group.trajectories]
-        scored = [one for one in played if not one.failed and math.isfinite(one.episode_reward)]
-        parts = sorted({part for one in scored for part in one.reward_parts})
+        scored = [one for one in played if one.has_reward]
         return {
             REWARD: fmean(one.episode_reward for one in scored),
-            **{
-                f"parts/{part}": fmean(one.reward_parts.get(part, 0.0) for one in scored)
-                for part in parts
-            },
+            **{f"parts/{part}": mean for part, mean in part_means(scored).items()},
             "answer_tokens": rollout_statistics(groups)["rollout/answer_tokens_mean"],
             "failed": 1 - len(scored) / len(played),
         }
