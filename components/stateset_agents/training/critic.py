@@ -212,7 +212,7 @@ def _check_reads_alike(critic_model: str, model_name: str) -> None:
         return
     theirs, ours = (load_tokenizer(one).hf.get_vocab() for one in (folder, model_name))
     if theirs != ours:
-        text = min(ours.items() ^ theirs.items(), key=lambda item: item[1])[0]
+        _, text = min((token, text) for text, token in ours.items() ^ theirs.items())
         raise ConfigurationError(
             f"critic_model={critic_model!r} has another vocabulary than the policy {model_name}: "
             f"{text!r} is token {theirs.get(text, 'none')} there and {ours.get(text, 'none')} "
