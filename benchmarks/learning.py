@@ -212,7 +212,6 @@ def _write_conversations(name: str, played: PolicyResult) -> None:
         parts.append(
             "\n".join([f"## {one.key[0]}, {one.trajectory.episode_reward:.3f}", "", *said, ""])
         )
-    WORK.mkdir(parents=True, exist_ok=True)
     (WORK / f"{name}.md").write_text("\n".join(parts), encoding="utf-8")
 
 
