@@ -429,14 +429,14 @@ def test_wrong_arguments_are_exit_code_2(small: Path, arguments: tuple[str, ...]
 
 
 def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_word(small: Path) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*COMMAND, "validate", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == ExitCode.FAILED
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == ExitCode.FAILED
 
 
 def test_an_empty_list_of_scenarios_is_told_with_its_file(

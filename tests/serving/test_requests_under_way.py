@@ -87,11 +87,11 @@ class Connection:
 
 
 async def until(condition: Any) -> None:
-    """Let others run until it holds."""
+    """Let others run, threads too, until it holds."""
     for _ in range(10_000):
         if condition():
             return
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
     raise AssertionError("it never came true")
 
 
@@ -177,7 +177,7 @@ async def test_answers_that_take_too_long_for_a_server_that_stops_end_with_an_er
     engine = HeldEngine()
     app = make_app(engine)
     plain, streamed = Connection(app), Connection(app, stream=True)
-    await until(lambda: engine.answering == 2 and "Half," in streamed.text)
+    await until(lambda: engine.answering == 2 and ',"}' in streamed.text)
     app.state.under_way.end_all()
     await asyncio.gather(plain.served, streamed.served)
     assert plain.sent[0]["status"] == 503
