@@ -29,7 +29,10 @@ from stateset_agents.tracking import promotion
 from stateset_agents.tracking.promotion import HistoryEntry
 from tasks import entry, paths
 
-_RESTART = "servers keep the version that they loaded when they started: restart them"
+_RESTART = (
+    "servers that do not follow the registry (serve --follow) keep the version that they loaded "
+    "when they started: restart them"
+)
 
 
 @flow(name="promote", persist_result=False)

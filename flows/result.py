@@ -13,6 +13,7 @@ from typing import Any
 
 from flows.environment import MLFLOW_PORT
 from flows.repository import StepOutcome
+from stateset_agents.tracking.promotion import interval_name
 from tasks import paths
 
 COMPARED = ("reward", "rubric")  # the whole, and the part that was not learned
@@ -56,7 +57,7 @@ class Result:
     @property
     def interval_name(self) -> str:
         """Which interval stands beside the differences, such as "95% interval"."""
-        return "interval" if self.confidence is None else f"{100 * self.confidence:g}% interval"
+        return interval_name(self.confidence)
 
 
 def read_result(root: Path, outcomes: Sequence[StepOutcome], prefect_page: str | None) -> Result:

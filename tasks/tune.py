@@ -138,12 +138,15 @@ def make_search_of(config: RunConfig, *, begin: bool = True) -> Search:
 
 def points_of_champion(tracking: TrackingConfig) -> list[dict[str, Any]]:
     """What the version in service was trained with; nothing where none is."""
-    from stateset_agents.tracking.registry import champion_version, describe_lineage
+    from stateset_agents.tracking.registry import (
+        champion_address,
+        champion_version,
+        describe_lineage,
+    )
 
     if champion_version(tracking) is None:
         return []
-    champion = f"models:/{tracking.registered_model}@champion"
-    run = describe_lineage(tracking, champion)["runs"].get("train", {})
+    run = describe_lineage(tracking, champion_address(tracking))["runs"].get("train", {})
     # by section and name, as Python writes values: train.learning_rate is "5e-05"
     point = {
         name.partition(".")[2]: _value(text)

@@ -151,9 +151,7 @@ def allowed_keys(model: type[BaseModel]) -> list[str]:
 def _describe(entry: dict[str, Any], model: type[BaseModel], listed: set[type[BaseModel]]) -> str:
     found = entry["input"]
     message = str(entry["msg"])
-    if entry["type"] == "extra_forbidden":
-        return _describe_unknown_key(entry["loc"], model, listed)
-    if entry["type"] == "no_such_attribute":
+    if entry["type"] in ("extra_forbidden", "no_such_attribute"):
         return _describe_unknown_key(entry["loc"], model, listed)
     if entry["type"] == "missing":
         return "missing; it has no default, write a value"

@@ -24,10 +24,10 @@ from stateset_agents.serving import serve
 from stateset_agents.serving.app import create_app
 from stateset_agents.serving.config import ServeConfig
 from stateset_agents.serving.follow import Follower
-from stateset_agents.serving.served_model import champion_of, load_served_model
+from stateset_agents.serving.served_model import load_served_model
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.mlflow_run import open_client, start_run
-from stateset_agents.tracking.registry import register_version
+from stateset_agents.tracking.registry import champion_address, register_version
 from tests.tiny_model import make_tiny_model
 
 ASK: dict[str, Any] = {
@@ -79,7 +79,7 @@ def followed(registry: Registry) -> tuple[FastAPI, Follower]:
     registry.promote("1")
     model = asyncio.run(load_served_model(registry.tracking))
     app = create_app(model, ServeConfig())
-    reference = champion_of(registry.tracking)
+    reference = champion_address(registry.tracking)
     return app, Follower(app.state.in_service, registry.tracking, reference, 30)
 
 
@@ -179,7 +179,7 @@ async def test_it_looks_again_and_again_until_it_is_cancelled(
     registry: Registry, followed: tuple[FastAPI, Follower]
 ) -> None:
     app, _ = followed
-    reference = champion_of(registry.tracking)
+    reference = champion_address(registry.tracking)
     follower = Follower(app.state.in_service, registry.tracking, reference, 0.01)
     following = asyncio.create_task(follower.run())
     for version in ("2", "1"):
@@ -194,7 +194,7 @@ async def test_it_looks_again_and_again_until_it_is_cancelled(
 @pytest.mark.slow
 def test_the_command_serves_a_promotion_without_a_restart(registry: Registry) -> None:
     registry.promote("1")
-    options = ("--model", champion_of(registry.tracking), "--follow", "0.5", "--port", "0")
+    options = ("--model", champion_address(registry.tracking), "--follow", "0.5", "--port", "0")
     environment = {**os.environ, "MLFLOW_TRACKING_URI": registry.tracking.tracking_uri}
     environment.pop("STATESET_API_KEY", None)
     process = subprocess.Popen(

@@ -64,7 +64,11 @@ def chat(
 
 def _version_in_service(settings: RunConfig, work: Path) -> Path:
     from stateset_agents.exceptions import ServingError
-    from stateset_agents.tracking.registry import CHAMPION, champion_version, download_version
+    from stateset_agents.tracking.registry import (
+        champion_address,
+        champion_version,
+        download_version,
+    )
 
     name = settings.tracking.registered_model
     if champion_version(settings.tracking) is None:
@@ -72,5 +76,5 @@ def _version_in_service(settings: RunConfig, work: Path) -> Path:
             f"no version of {name!r} is in service yet; run `make retrain`, or name a folder: "
             "stateset-agents chat --checkpoint FOLDER"
         )
-    download_version(settings.tracking, f"models:/{name}@{CHAMPION}", work / "model")
+    download_version(settings.tracking, champion_address(settings.tracking), work / "model")
     return work / "model"

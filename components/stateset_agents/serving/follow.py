@@ -52,9 +52,7 @@ class Follower:
         self._seconds = seconds
         self._generation = generation
         self._told = ""  # what was said last of a registry that does not answer
-        self._refused = ""  # the version that could not take over
-        self._failures = 0
-        self._looks_to_skip = 0
+        self._forget_refusals()
 
     async def run(self) -> None:
         """Look, again and again, until it is cancelled."""
@@ -72,7 +70,7 @@ class Follower:
             return
         current = self._in_service.current
         if found.version == current.version:
-            self._refused, self._failures, self._looks_to_skip = "", 0, 0
+            self._forget_refusals()
             return
         if found.version == self._refused and self._looks_to_skip > 0:
             self._looks_to_skip -= 1
@@ -83,7 +81,7 @@ class Follower:
             self._refuse(found, error)
             return
         self._in_service.replace(model)
-        self._refused, self._failures, self._looks_to_skip = "", 0, 0
+        self._forget_refusals()
         logger.info(
             "%s (run %s) answers from now on; before it was %s",
             model.full_name,
@@ -119,6 +117,11 @@ class Follower:
             await model.agent.engine.aclose()
             raise
         return model
+
+    def _forget_refusals(self) -> None:
+        self._refused = ""  # the version that could not take over
+        self._failures = 0
+        self._looks_to_skip = 0
 
     def _refuse(self, found: RegisteredVersion, error: Exception) -> None:
         self._failures = self._failures + 1 if found.version == self._refused else 1

@@ -19,6 +19,7 @@ from stateset_agents.serving.answer import Answer
 from stateset_agents.serving.streaming import answer_events
 from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.policy_folder import PolicyFolder, read_policy_folder
+from stateset_agents.tracking.version_address import parse_address
 
 if TYPE_CHECKING:
     from stateset_agents.core.agent import MultiTurnAgent
@@ -122,7 +123,11 @@ async def load_served_model(
             not belong to its base.
         ModelSourceError: the folder is no policy's, or its model cannot be loaded.
     """
-    from stateset_agents.tracking.registry import champion_version, find_version
+    from stateset_agents.tracking.registry import (
+        champion_address,
+        champion_version,
+        find_version,
+    )
 
     if folder is not None:
         return await _load_folder(folder, base_model, generation)
@@ -132,16 +137,9 @@ async def load_served_model(
             f"no version of {name!r} is in service yet; run `make retrain` to train and "
             "promote one, or serve a folder: stateset-agents serve --checkpoint FOLDER"
         )
-    reference = reference or champion_of(tracking)
+    reference = reference or champion_address(tracking)
     found = find_version(tracking, reference)
     return await load_version(tracking, found, reference, generation)
-
-
-def champion_of(tracking: TrackingConfig) -> str:
-    """The reference of the version in service."""
-    from stateset_agents.tracking.registry import CHAMPION
-
-    return f"models:/{tracking.registered_model}@{CHAMPION}"
 
 
 async def load_version(
@@ -163,7 +161,7 @@ async def load_version(
         # by its number: an alias may have moved since
         download_version(tracking, found.uri, folder)
         agent, digest = await _load(read_policy_folder(folder), None, generation)
-    alias = reference.rpartition("@")[2] if "@" in reference else ""
+    alias = parse_address(reference).alias or ""
     return ServedModel(
         agent, found.name, found.version, digest, int(time.time()), found.run_id, alias
     )

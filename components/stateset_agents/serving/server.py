@@ -166,9 +166,9 @@ async def _following(
         yield
         return
     from stateset_agents.serving.follow import Follower
-    from stateset_agents.serving.served_model import champion_of
+    from stateset_agents.tracking.registry import champion_address
 
-    reference = source.reference or champion_of(tracking)
+    reference = source.reference or champion_address(tracking)
     seconds = config.follow_seconds
     follower = Follower(in_service, tracking, reference, seconds, source.generation)
     logger.info("%s is looked at every %g s", reference, seconds)

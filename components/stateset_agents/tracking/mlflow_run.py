@@ -148,7 +148,7 @@ class TrackedRun:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Numbers of the whole run, or of one step."""
-        with _attributed("metrics"):
+        with attributed("metrics"):
             self.metric_logger().log(step, metrics)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -160,20 +160,20 @@ class TrackedRun:
 
         flat = flatten(params)
         rows = [Param(name, str(value)[:_MAX_PARAM_CHARACTERS]) for name, value in flat.items()]
-        with _attributed("parameters"):
+        with attributed("parameters"):
             for start in range(0, len(rows), 100):  # MLflow's limit in one call
                 self.client.log_batch(self.run_id, params=rows[start : start + 100])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run."""
-        with _attributed("tags"):
+        with attributed("tags"):
             for name, value in tags.items():
                 self.client.set_tag(self.run_id, name, str(value)[:_MAX_TAG_CHARACTERS])
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, or a folder with everything in it, with the run."""
         path = Path(path)
-        with _attributed(f"artifact {path}"):
+        with attributed(f"artifact {path}"):
             if path.is_dir():
                 self.client.log_artifacts(self.run_id, str(path), folder or path.name)
             else:
@@ -281,7 +281,7 @@ def start_run(
         RegistryError: MLflow does not answer or refuses.
     """
     client = open_client(tracking)
-    with _attributed(f"run {name}"):
+    with attributed(f"run {name}"):
         experiment_id = _experiment(client, tracking)
         run_id = _continued(client, resume_run_id, experiment_id)
         if run_id is None:
@@ -304,7 +304,7 @@ def start_run(
 
 
 def _end(run: TrackedRun, name: str, status: str) -> None:
-    with _attributed(f"the end of run {name}"):
+    with attributed(f"the end of run {name}"):
         run.client.set_terminated(run.run_id, status)
 
 
@@ -346,15 +346,15 @@ def _experiment(client: MlflowClient, tracking: TrackingConfig) -> str:
 
 
 @contextlib.contextmanager
-def _attributed(what: str) -> Iterator[None]:
-    """MLflow's and its database's errors, as ours."""
+def attributed(what: str, *, by: str = "MLflow") -> Iterator[None]:
+    """MLflow's and its database's errors as ours: `by` refuses `what`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        raise RegistryError(f"MLflow refuses {what}: {error}") from error
+        raise RegistryError(f"{by} refuses {what}: {error}") from error
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -216,14 +216,18 @@ def _at_least(name: str, what: str, figures: Figures, key: str, limit: float) ->
     return GateResult(name, passed, value, limit, sentence)
 
 
+def interval_name(confidence: float | None) -> str:
+    """Which interval is meant, such as "95% interval"; None = figures that do not say."""
+    return "interval" if confidence is None else f"{100 * confidence:g}% interval"
+
+
 def _interval_above_zero(figures: Figures) -> GateResult:
     low = _figure(figures, "reward.vs_champion.low")
     high = _figure(figures, "reward.vs_champion.high")
     if low is None or high is None:
         return _unmeasured("interval", "reward.vs_champion.low", 0.0)
     where = "above 0" if low > 0 else "not above 0: the difference may be chance"
-    share = _figure(figures, "confidence")
-    which = "interval" if share is None else f"{100 * share:g}% interval"
+    which = interval_name(_figure(figures, "confidence"))
     sentence = f"the {which} of that difference, {low:.4g} to {high:.4g}, is {where}"
     return GateResult("interval", low > 0, low, 0.0, sentence)
 

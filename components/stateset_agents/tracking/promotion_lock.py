@@ -26,11 +26,13 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stateset_agents.exceptions import RegistryError
 from stateset_agents.tracking.config import TrackingConfig
+from stateset_agents.tracking.mlflow_run import attributed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,6 +42,7 @@ _SETTLE_SECONDS = 1.0
 _EXPIRY_SECONDS = 300.0
 
 RequireHeld = Callable[[], None]
+_attributed = partial(attributed, by="the registry")
 
 
 @contextlib.contextmanager
@@ -170,18 +173,6 @@ def _read_tag(client: MlflowClient, name: str) -> dict[str, str | float] | None:
         return None
     holder: dict[str, str | float] = json.loads(text)
     return holder if float(holder["expires"]) > time.time() else None
-
-
-@contextlib.contextmanager
-def _attributed(what: str) -> Iterator[None]:
-    """MLflow's errors and its database's, as ours."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        raise RegistryError(f"the registry refuses {what}: {error}") from error
 
 
 def _held(name: str, holder: str) -> str:

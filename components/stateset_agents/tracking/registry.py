@@ -27,7 +27,7 @@ from stateset_agents.tracking.config import TrackingConfig
 from stateset_agents.tracking.lineage import fingerprint
 from stateset_agents.tracking.mlflow_run import TrackedRun, get_run, open_client, shown
 from stateset_agents.tracking.model_files import make_readable, verify_model_folder
-from stateset_agents.tracking.version_address import parse_address
+from stateset_agents.tracking.version_address import VersionAddress, parse_address
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -172,6 +172,11 @@ def renew_version(
 
 def _short(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: str(value)[:_MAX_TAG_CHARACTERS] for name, value in tags.items()}
+
+
+def champion_address(tracking: TrackingConfig) -> str:
+    """How the version in service is asked for, promoted yet or not."""
+    return str(VersionAddress(tracking.registered_model, alias=CHAMPION))
 
 
 def champion_version(tracking: TrackingConfig) -> str | None:

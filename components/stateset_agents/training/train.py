@@ -52,31 +52,40 @@ async def train(
         ConfigurationError: `config` beside a profile or settings, or settings that cannot work.
         StateSetError: what `Trainer.train` raises.
     """
-    if config is None:
-        if num_episodes is not None:
-            settings["num_episodes"] = num_episodes
-        config = config_for_profile(profile or "balanced", **settings)
-    elif not isinstance(config, TrainingConfig):
-        raise ConfigurationError(
-            f"config is {config!r:.80}; give a TrainingConfig, such as "
-            "TrainingConfig(learning_rate=1e-5)"
-        )
-    else:
-        given = {**settings, **({} if profile is None else {"profile": profile})}
-        if given:
-            raise ConfigurationError(
-                f"train() got a config and beside it {', '.join(sorted(given))}: put them into "
-                "the config, or leave the config out"
-            )
-        if num_episodes is not None:
-            config = config.model_copy(update={"num_episodes": num_episodes})
-            config = type(config)(**config.model_dump())  # a copy is not checked
     trainer = MultiTurnGRPOTrainer(
         agent,
         environment,
         reward_fn,
-        config,
+        _config_of(config, num_episodes, profile, settings),
         eval_scenarios=eval_scenarios,
         eval_environment=eval_environment,
     )
     return await trainer.train(callbacks, resume_from=resume_from)
+
+
+def _config_of(
+    config: TrainingConfig | None,
+    num_episodes: int | None,
+    profile: str | None,
+    settings: dict[str, Any],
+) -> TrainingConfig:
+    """The settings of a run, as `train` was told them in one way or the other."""
+    if config is None:
+        if num_episodes is not None:
+            settings = {**settings, "num_episodes": num_episodes}
+        return config_for_profile(profile or "balanced", **settings)
+    if not isinstance(config, TrainingConfig):
+        raise ConfigurationError(
+            f"config is {config!r:.80}; give a TrainingConfig, such as "
+            "TrainingConfig(learning_rate=1e-5)"
+        )
+    given = {**settings, **({} if profile is None else {"profile": profile})}
+    if given:
+        raise ConfigurationError(
+            f"train() got a config and beside it {', '.join(sorted(given))}: put them into "
+            "the config, or leave the config out"
+        )
+    if num_episodes is None:
+        return config
+    changed = config.model_copy(update={"num_episodes": num_episodes})
+    return type(config)(**changed.model_dump())  # a copy is not checked
